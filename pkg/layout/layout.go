@@ -1,0 +1,123 @@
+// Package layout names every file, folder and socket that Ambipod's daemons keep
+// on a node, once. docs/internals.md lists who writes and who reads each.
+//
+// Two roots exist: State survives a reboot (by default /var/lib/ambipod), Run
+// does not (by default /run/ambipod). Both are settings, so that several nodes
+// fit on one machine. QEMU runs unprivileged and must reach its own disks and
+// sockets, so the two roots and the folders on the way to them are 0711
+// (passable, not listable); all else is 0700, and sockets are 0600.
+package layout
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Default locations of a node's only instance.
+const (
+	DefaultState  = "/var/lib/ambipod"
+	DefaultRun    = "/run/ambipod"
+	DefaultConfig = "/etc/ambipod"
+)
+
+const (
+	modePassable = 0o711
+	modePrivate  = 0o700
+)
+
+// Layout derives every path of one node from its two roots.
+type Layout struct {
+	State string // survives a reboot
+	Run   string // is empty after a reboot
+}
+
+// Database is the bolt file with the records of sandboxes and containers.
+func (l Layout) Database() string { return filepath.Join(l.Private(), "metadata.db") }
+
+// Private holds what nobody but vmruntime reads: database, CNI results.
+func (l Layout) Private() string { return filepath.Join(l.State, "vmruntime") }
+
+// CNICache is where libcni keeps the results of ADD, needed by CHECK and DEL.
+func (l Layout) CNICache() string { return filepath.Join(l.Private(), "cni") }
+
+// Images is the image store's folder.
+func (l Layout) Images() string { return filepath.Join(l.State, "images") }
+
+// VMs holds one folder for each VM.
+func (l Layout) VMs() string { return filepath.Join(l.State, "vms") }
+
+// VM names the files of one VM; id is the CRI container ID.
+func (l Layout) VM(id string) VM {
+	return VM{Dir: filepath.Join(l.VMs(), id), RunDir: filepath.Join(l.Run, "vms", id)}
+}
+
+// NetNS is where the network namespaces of sandboxes are bound to files.
+func (l Layout) NetNS() string { return filepath.Join(l.Run, "netns") }
+
+// Socket is where vmruntime serves the CRI.
+func (l Layout) Socket() string { return filepath.Join(l.Run, "vmruntime.sock") }
+
+// ProxySocket is where criproxy serves the CRI to kubelet.
+func (l Layout) ProxySocket() string { return filepath.Join(l.Run, "criproxy.sock") }
+
+// FDSocket is where vmwrapper fetches tap descriptors; it belongs to QEMU's user.
+func (l Layout) FDSocket() string { return filepath.Join(l.Run, "fd.sock") }
+
+// VM names the files of one virtual machine.
+type VM struct {
+	Dir    string // persistent files
+	RunDir string // sockets
+}
+
+// RootDisk is the qcow2 overlay over the image, written by QEMU.
+func (v VM) RootDisk() string { return filepath.Join(v.Dir, "root.qcow2") }
+
+// ConfigDisk is the cloud-init ISO image.
+func (v VM) ConfigDisk() string { return filepath.Join(v.Dir, "config.iso") }
+
+// ConsoleLog is the raw serial output, written and rotated by virtlogd.
+func (v VM) ConsoleLog() string { return filepath.Join(v.Dir, "console.log") }
+
+// ConsoleState is how far the console has been copied to the pod's log.
+func (v VM) ConsoleState() string { return filepath.Join(v.Dir, "console.state") }
+
+// ConsoleSocket is the serial port's interactive end, a unix socket that QEMU binds.
+func (v VM) ConsoleSocket() string { return filepath.Join(v.RunDir, "console.sock") }
+
+// AgentSocket is the guest agent's channel, a unix socket that QEMU binds.
+func (v VM) AgentSocket() string { return filepath.Join(v.RunDir, "agent.sock") }
+
+// Create makes the folders of a node with their modes; existing ones are
+// tightened to the same modes.
+func (l Layout) Create() error {
+	for _, dir := range []struct {
+		path string
+		mode os.FileMode
+	}{
+		{l.State, modePassable},
+		{l.Run, modePassable},
+		{l.Private(), modePrivate},
+		{l.CNICache(), modePrivate},
+		{l.Images(), modePassable},
+		{l.VMs(), modePassable},
+		{filepath.Join(l.Run, "vms"), modePassable},
+		{l.NetNS(), modePrivate},
+	} {
+		if err := makeDir(dir.path, dir.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func makeDir(path string, mode os.FileMode) error {
+	if err := os.MkdirAll(path, mode); err != nil {
+		return fmt.Errorf("create %s: %w", path, err)
+	}
+	// MkdirAll is subject to the umask and leaves an existing folder as it is.
+	if err := os.Chmod(path, mode); err != nil {
+		return fmt.Errorf("set mode of %s: %w", path, err)
+	}
+	return nil
+}
