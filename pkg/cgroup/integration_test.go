@@ -1,0 +1,92 @@
+//go:build integration
+
+package cgroup
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// TestLifeOfAGroup runs against the kernel's own hierarchy.
+func TestLifeOfAGroup(t *testing.T) {
+	parent := fmt.Sprintf("/ambipod-test-%d", os.Getpid())
+	group := Path(parent, "vm")
+	if err := Create(parent, Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := Delete(parent); err != nil {
+			t.Error(err)
+		}
+	})
+	for range 2 { // may be repeated
+		if err := Create(group, Limits{Shares: 256, Quota: 50000, Period: 100000}); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	sleeper := exec.CommandContext(t.Context(), "sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := func() {
+		_ = sleeper.Process.Kill()
+		_ = sleeper.Wait()
+	}
+	defer stop()
+	if err := Add(group, sleeper.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	stats, err := Read(group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stats.OOMKills != 0 {
+		t.Errorf("OOM kills of a sleeping process: %d", stats.OOMKills)
+	}
+	if err := Delete(group); err == nil {
+		t.Error("a group with a process in it was deleted")
+	}
+
+	raiseMemory(t, group)
+
+	stop()
+	for range 2 {
+		if err := Delete(group); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Read(group); !errdefs.IsNotFound(err) {
+		t.Errorf("Read of a deleted group: %v", err)
+	}
+	if err := Add(group, os.Getpid()); !errdefs.IsNotFound(err) {
+		t.Errorf("Add to a deleted group: %v", err)
+	}
+}
+
+func raiseMemory(t *testing.T, group string) {
+	t.Helper()
+	const low, high = 64 << 20, 128 << 20
+	if raised, err := RaiseMemory(group, low); err != nil || raised {
+		t.Errorf("RaiseMemory of a parent without limit: %v, %v", raised, err)
+	}
+	limit := int64(low)
+	if err := update(path.Dir(group), &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil {
+		t.Fatal(err)
+	}
+	if raised, err := RaiseMemory(group, high); err != nil || !raised {
+		t.Fatalf("RaiseMemory from %d to %d: %v, %v", low, high, raised, err)
+	}
+	if limit, err := memoryLimit(path.Dir(group)); err != nil || limit != high {
+		t.Errorf("limit after RaiseMemory is %d (%v), want %d", limit, err, high)
+	}
+	if raised, err := RaiseMemory(group, low); err != nil || raised {
+		t.Errorf("RaiseMemory to less than there is: %v, %v", raised, err)
+	}
+}

@@ -1,0 +1,100 @@
+package metadata
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// Version is the format that this code writes.
+const Version = 1
+
+// lockTimeout bounds the wait for another process that has the database open.
+const lockTimeout = 2 * time.Second
+
+var (
+	metaBucket       = []byte("meta")
+	sandboxesBucket  = []byte("sandboxes")
+	containersBucket = []byte("containers")
+	versionKey       = []byte("version")
+)
+
+// Store is an open database.
+type Store struct {
+	Sandboxes  Table[Sandbox]
+	Containers Table[Container]
+
+	db *bolt.DB
+}
+
+// Open opens the database at path and creates it where there is none.
+//
+// It fails with errdefs.ErrUnavailable when another process holds the file, with
+// errdefs.ErrFailedPrecondition when a newer Ambipod wrote it, and with
+// errdefs.ErrDataLoss when it is no intact bolt file; the file is left as it is.
+func Open(path string) (*Store, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("create folder of database %s: %w", path, err)
+	}
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout})
+	if err != nil {
+		return nil, openError(path, err)
+	}
+	if err := db.Update(initialise); err != nil {
+		return nil, errors.Join(fmt.Errorf("database %s: %w", path, err), db.Close())
+	}
+	return &Store{
+		Sandboxes:  Table[Sandbox]{db: db, bucket: sandboxesBucket, kind: "sandbox"},
+		Containers: Table[Container]{db: db, bucket: containersBucket, kind: "container"},
+		db:         db,
+	}, nil
+}
+
+func openError(path string, err error) error {
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return fmt.Errorf("database %s is in use by another process, stop the other vmruntime first: %w", path, errdefs.ErrUnavailable)
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch), errors.Is(err, bolterrors.ErrChecksum):
+		return fmt.Errorf("database %s is no intact bolt file (%w), restore it or move it away to start without it: %w", path, err, errdefs.ErrDataLoss)
+	default:
+		return fmt.Errorf("open database %s: %w", path, err)
+	}
+}
+
+// initialise checks the version of an existing database and lays out a new one.
+func initialise(tx *bolt.Tx) error {
+	for _, name := range [][]byte{metaBucket, sandboxesBucket, containersBucket} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return fmt.Errorf("create bucket %s: %w", name, err)
+		}
+	}
+	meta := tx.Bucket(metaBucket)
+	raw := meta.Get(versionKey)
+	if raw == nil {
+		return meta.Put(versionKey, strconv.AppendInt(nil, Version, 10))
+	}
+	version, err := strconv.Atoi(string(raw))
+	if err != nil {
+		return fmt.Errorf("version %q is no number: %w", raw, errdefs.ErrDataLoss)
+	}
+	if version > Version {
+		return fmt.Errorf("version %d was written by a newer Ambipod, this one knows up to %d, upgrade it again: %w",
+			version, Version, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// Close closes the database; transactions under way end first.
+func (s *Store) Close() error {
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("close database: %w", err)
+	}
+	return nil
+}
