@@ -61,5 +61,5 @@ func less(a, b uint64) uint64 {
 
 // duration clamps the kernel's unsigned nanoseconds; 292 years fit.
 func duration(ns uint64) time.Duration {
-	return time.Duration(min(ns, math.MaxInt64)) //nolint:gosec // clamped
+	return time.Duration(min(ns, math.MaxInt64))
 }

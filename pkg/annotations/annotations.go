@@ -1,0 +1,104 @@
+// Package annotations defines what a pod's annotations can say about its VM: one
+// table with every annotation's name, Virtlet alias, default, documentation and
+// parser. docs/annotations.md is generated from the table (go generate).
+//
+// Parse is strict: a value that cannot be used, a name in Ambipod's own domain that
+// the table does not have, and an annotation given under both of its names with
+// different values are errors of class errdefs.ErrInvalidArgument, each one
+// sentence that names the annotation, the value and what is allowed. Annotations of
+// others are none of our business and are passed over.
+package annotations
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Domain is the prefix of Ambipod's own annotations.
+const Domain = "vm.ambipod.io/"
+
+// Settings is what the annotations of a pod ask for; zero values ask for nothing.
+type Settings struct {
+	VCPUs         int    // number of virtual CPUs, 0 for as many as the CPU limit needs
+	DiskBus       string // scsi or virtio
+	RootSize      int64  // bytes of the root disk, 0 for the image's size
+	SystemUUID    string // SMBIOS system UUID, "" for a random one
+	MetaData      string // cloud-init meta-data that overrides what is generated, YAML or JSON
+	UserData      string // cloud-init user-data, a YAML mapping
+	UserScript    string // cloud-init user-data, a script; in place of UserData
+	SSHKeys       []string
+	ForceDHCP     bool // no network configuration for cloud-init: the guest must ask by DHCP
+	TargetRuntime string
+}
+
+// Annotation is one row of the table.
+type Annotation struct {
+	Name    string // canonical, in Domain
+	Alias   string // Virtlet's name, "" where it had none
+	Allowed string // what a value may be, for people
+	Default string // what holds without it, for people
+	Doc     string // one or two sentences
+
+	parse func(*Settings, string) error
+}
+
+// Parse reads a pod's annotations.
+func Parse(pod map[string]string) (Settings, error) {
+	settings := Settings{DiskBus: busSCSI}
+	known := map[string]bool{}
+	for _, a := range Table {
+		known[a.Name] = true
+		name, value, err := a.lookup(pod)
+		if err != nil {
+			return Settings{}, err
+		}
+		if name == "" {
+			continue
+		}
+		if err := a.parse(&settings, value); err != nil {
+			return Settings{}, fmt.Errorf("annotation %s: value %q %w, allowed is %s: %w",
+				name, abbreviate(value), err, a.Allowed, errdefs.ErrInvalidArgument)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(pod)) {
+		if strings.HasPrefix(name, Domain) && !known[name] {
+			return Settings{}, fmt.Errorf("annotation %s is unknown, see docs/annotations.md for those that exist: %w",
+				name, errdefs.ErrInvalidArgument)
+		}
+	}
+	if settings.UserData != "" && settings.UserScript != "" {
+		return Settings{}, fmt.Errorf("annotations %s and %s exclude each other, remove one: %w",
+			Domain+"user-data", Domain+"user-data-script", errdefs.ErrInvalidArgument)
+	}
+	return settings, nil
+}
+
+// lookup finds an annotation under either name; "" when the pod has neither.
+func (a Annotation) lookup(pod map[string]string) (name, value string, err error) {
+	own, hasOwn := pod[a.Name]
+	alias, hasAlias := pod[a.Alias]
+	hasAlias = hasAlias && a.Alias != ""
+	switch {
+	case hasOwn && hasAlias && own != alias && a.Name != targetRuntime:
+		return "", "", fmt.Errorf("annotations %s and %s are the same setting with different values %q and %q, remove one: %w",
+			a.Name, a.Alias, abbreviate(own), abbreviate(alias), errdefs.ErrInvalidArgument)
+	case hasOwn:
+		return a.Name, own, nil
+	case hasAlias:
+		return a.Alias, alias, nil
+	}
+	return "", "", nil
+}
+
+// abbreviate keeps error texts readable when a value is a document.
+func abbreviate(value string) string {
+	const most = 60
+	if len(value) <= most {
+		return value
+	}
+	return value[:most] + "…"
+}

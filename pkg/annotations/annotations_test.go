@@ -1,0 +1,114 @@
+package annotations
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestParse(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		pod  map[string]string
+		want Settings
+	}{
+		{"nothing", nil, Settings{DiskBus: "scsi"}},
+		{"annotations of others", map[string]string{"example.com/x": "y", "kubernetes.io/config.source": "file"}, Settings{DiskBus: "scsi"}},
+		{
+			"canonical names",
+			map[string]string{
+				Domain + "target-runtime": "vm", Domain + "vcpu-count": "2", Domain + "root-volume-size": "1Gi",
+				Domain + "disk-bus": "virtio", Domain + "ssh-keys": "ssh-ed25519 A a\n\nssh-ed25519 B b\n", Domain + "force-dhcp": "true",
+			},
+			Settings{
+				TargetRuntime: "vm", VCPUs: 2, RootSize: 1 << 30, DiskBus: "virtio",
+				SSHKeys: []string{"ssh-ed25519 A a", "ssh-ed25519 B b"}, ForceDHCP: true,
+			},
+		},
+		{
+			"Virtlet's names",
+			map[string]string{
+				"kubernetes.io/target-runtime": "virtlet.cloud", "VirtletVCPUCount": "3",
+				"VirtletSystemUUID": "53008994-44C0-4017-AD44-9C49758083DA", "VirtletDiskDriver": "scsi",
+			},
+			Settings{TargetRuntime: "virtlet.cloud", VCPUs: 3, DiskBus: "scsi", SystemUUID: "53008994-44c0-4017-ad44-9c49758083da"},
+		},
+		{
+			"both names, same value",
+			map[string]string{Domain + "vcpu-count": "2", "VirtletVCPUCount": "2"},
+			Settings{VCPUs: 2, DiskBus: "scsi"},
+		},
+		{
+			"both spellings of the routing annotation",
+			map[string]string{Domain + "target-runtime": "vm", "kubernetes.io/target-runtime": "virtlet.cloud"},
+			Settings{TargetRuntime: "vm", DiskBus: "scsi"},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := Parse(c.pod)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("settings (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		pod   map[string]string
+		words []string // each must be in the error
+	}{
+		{"a word for a number", map[string]string{Domain + "vcpu-count": "many"}, []string{"vcpu-count", `"many"`, "1 to 255"}},
+		{"no CPU", map[string]string{Domain + "vcpu-count": "0"}, []string{"not between 1 and 255"}},
+		{"too many CPUs, by alias", map[string]string{"VirtletVCPUCount": "256"}, []string{"VirtletVCPUCount", "256"}},
+		{"a negative size", map[string]string{Domain + "root-volume-size": "-1Gi"}, []string{"root-volume-size", "-1Gi"}},
+		{"an unknown bus", map[string]string{"VirtletDiskDriver": "ide"}, []string{"ide", "`scsi` or `virtio`"}},
+		{"a broken UUID", map[string]string{Domain + "system-uuid": "123"}, []string{"123", "UUID"}},
+		{"user-data that is a list", map[string]string{Domain + "user-data": "- a\n"}, []string{"user-data", "YAML mapping"}},
+		{"a script without #!", map[string]string{Domain + "user-data-script": "echo"}, []string{"#!"}},
+		{"two kinds of user-data", map[string]string{Domain + "user-data": "a: b", Domain + "user-data-script": "#!/bin/sh"}, []string{"exclude"}},
+		{"contradicting names", map[string]string{Domain + "vcpu-count": "1", "VirtletVCPUCount": "2"}, []string{`"1"`, `"2"`, "remove one"}},
+		{"a misspelt name", map[string]string{Domain + "vcpu-cont": "1"}, []string{"vcpu-cont", "unknown"}},
+		{"an unknown runtime", map[string]string{Domain + "target-runtime": "vmm"}, []string{"target-runtime", "vmm"}},
+		{"a boolean of another language", map[string]string{"VirtletForceDHCPNetworkConfig": "yes"}, []string{"yes", "`true` or `false`"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Parse(c.pod)
+			if !errdefs.IsInvalidArgument(err) {
+				t.Fatalf("error is %v, want one of class invalid argument", err)
+			}
+			for _, word := range c.words {
+				if !strings.Contains(err.Error(), word) {
+					t.Errorf("error %q does not say %q", err, word)
+				}
+			}
+		})
+	}
+}
+
+func TestTableIsSound(t *testing.T) {
+	names := map[string]bool{}
+	for _, a := range Table {
+		if !strings.HasPrefix(a.Name, Domain) {
+			t.Errorf("%s is outside of %s", a.Name, Domain)
+		}
+		if a.Doc == "" || a.Allowed == "" || a.Default == "" || a.parse == nil {
+			t.Errorf("row of %s is incomplete", a.Name)
+		}
+		for _, name := range []string{a.Name, a.Alias} {
+			if name != "" && names[name] {
+				t.Errorf("%s stands twice in the table", name)
+			}
+			names[name] = true
+		}
+	}
+}
