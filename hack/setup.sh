@@ -1,0 +1,189 @@
+#!/usr/bin/env bash
+# Makes this machine able to run Ambipod's demo and tests: Debian packages, the
+# pinned Go tools, Ambipod's binaries and the images that the private node
+# serves. Every step is skipped when nothing that it depends on has changed.
+#
+# usage: hack/setup.sh [demo|test|lint]
+#   demo  what `make demo`, `make up` and the test rings need (the default)
+#   test  the same, and the linters and conformance tests
+#   lint  only what `make lint` needs
+set -euo pipefail
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+tools=$top/_tools
+logs=$tools/log
+images=$tools/images
+build=$top/_build/bin
+want=${1:-demo}
+
+# libvirtd and QEMU run the VMs; libvirt-dev, gcc and pkg-config build vmruntime.
+packages_vm=(libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
+	qemu-system-x86 qemu-utils libvirt-dev gcc libc6-dev pkg-config)
+# containerd's helpers and the node's network.
+packages_node=(runc containernetworking-plugins iproute2 iptables nftables
+	ebtables ca-certificates curl jq procps util-linux)
+# What the image recipes under images/ read or run.
+packages_images=(busybox-static kmod cpio grub-common grub-pc-bin e2fsprogs
+	fdisk xz-utils)
+packages_lint=(shellcheck gcc libc6-dev pkg-config libvirt-dev git)
+
+die() {
+	printf 'hack/setup.sh: %s\n' "$*" >&2
+	exit 1
+}
+
+# step NAME COMMAND... runs COMMAND with its output in a log file, shows that it
+# is alive, and prints how long it took or the end of the log.
+step() {
+	local name=$1 log started=$SECONDS pid shown=0
+	shift
+	log=$logs/${name// /-}.log
+	printf '==> %s\n' "$name"
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	while kill -0 "$pid" 2>/dev/null; do
+		if [ -t 1 ]; then
+			printf '\r    %d s  %.60s\033[K' $((SECONDS - started)) "$(last_line "$log")"
+		elif [ $((SECONDS - started - shown)) -ge 30 ]; then
+			shown=$((SECONDS - started))
+			printf '    %d s  %.60s\n' "$shown" "$(last_line "$log")"
+		fi
+		sleep 0.2
+	done
+	[ ! -t 1 ] || printf '\r\033[K'
+	if ! wait "$pid"; then
+		tail -n 20 "$log" >&2
+		die "step \"$name\" did not succeed; the lines above are the end of $log"
+	fi
+	printf '    done in %d s\n' $((SECONDS - started))
+}
+
+last_line() {
+	tail -n 1 "$1" | tr -dc '[:print:]'
+}
+
+check_machine() {
+	[ "$(id -u)" = 0 ] ||
+		die "you are not root; the node needs network namespaces, cgroups and apt: run it as root"
+	[ -r /etc/os-release ] || die "/etc/os-release is missing; Debian 12 is needed"
+	local ID='' VERSION_ID='' PRETTY_NAME=unknown
+	# shellcheck disable=SC1091  # the machine's own file
+	. /etc/os-release
+	# Debian's testing and unstable suites have no version.
+	if [ "$ID" != debian ] || [ "${VERSION_ID:-99}" -lt 12 ]; then
+		die "this system is $PRETTY_NAME; Debian 12 or later is needed, because packages come from apt"
+	fi
+	command -v go >/dev/null ||
+		die "no Go compiler on PATH; install Go 1.26 or later (Debian 12 has none so new) and run this again"
+	local have
+	have=$(cd "$top" && go env GOVERSION) ||
+		die "the Go compiler on PATH cannot build this module; install Go 1.26 or later"
+	[ "$(printf '%s\n' go1.26 "$have" | sort -V | head -n 1)" = go1.26 ] ||
+		die "Go on PATH is $have; install Go 1.26 or later"
+}
+
+missing_packages() {
+	local p
+	for p; do
+		[ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$p" 2>/dev/null)" = 'ii ' ] || printf '%s\n' "$p"
+	done
+}
+
+# install_packages keeps Debian's own libvirtd from starting, unless somebody
+# has said already what may start on this machine.
+install_packages() {
+	local policy=/usr/sbin/policy-rc.d made=''
+	if [ ! -e $policy ]; then
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod 755 $policy
+		made=$policy
+	fi
+	local status=0
+	apt_install "$@" || status=$?
+	[ -z "$made" ] || rm -f "$made"
+	return $status
+}
+
+apt_install() {
+	export DEBIAN_FRONTEND=noninteractive
+	local options=(-q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3)
+	apt-get "${options[@]}" update &&
+		apt-get "${options[@]}" install -y --no-install-recommends "$@"
+}
+
+packages() {
+	local missing
+	mapfile -t missing < <(missing_packages "$@")
+	[ ${#missing[@]} -gt 0 ] || return 0
+	printf 'Debian packages to install: %s\n' "${missing[*]}"
+	step 'install Debian packages' install_packages "${missing[@]}"
+}
+
+binaries() {
+	mkdir -p "$build"
+	local main
+	for main in "$top"/cmd/*/ "$top"/hack/node/; do
+		# vmwrapper runs as QEMU's user inside whatever libvirtd gives it: static.
+		case $main in
+		*/vmwrapper/ | */criproxy/) CGO_ENABLED=0 go build -trimpath -o "$build/" "$main" ;;
+		*) go build -trimpath -o "$build/" "$main" ;;
+		esac
+	done
+}
+
+# recipe_sum FOLDER prints one checksum over all files of an image's recipe.
+recipe_sum() {
+	(cd "$top" && find "$1" -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+}
+
+guest_image() {
+	local stamp=$images/.tiny sum
+	sum=$(recipe_sum images/tiny)
+	if [ -e "$images/tiny.qcow2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ]; then
+		return
+	fi
+	step 'build the guest image' "$top/images/tiny/build.sh" "$images/tiny.qcow2"
+	printf '%s\n' "$sum" >"$stamp"
+}
+
+container_images() {
+	local stamp=$images/.containers sum
+	sum=$(recipe_sum images/containers)
+	if [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ]; then
+		return
+	fi
+	step 'build the container images' "$top/images/containers/build.sh" "$images"
+	printf '%s\n' "$sum" >"$stamp"
+}
+
+main() {
+	local node=(containerd crictl crane kubelet)
+	check_machine
+	mkdir -p "$logs" "$images"
+	# One set-up at a time for each checkout.
+	exec 9>"$tools/.lock"
+	flock 9
+	case $want in
+	demo)
+		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}"
+		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}"
+		;;
+	test)
+		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_lint[@]}"
+		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}" gotestsum
+		;;
+	lint)
+		packages "${packages_lint[@]}"
+		step 'build the linters' "$top/hack/build-tools.sh" golangci-lint
+		return
+		;;
+	*)
+		die "unknown argument \"$want\"; it must be demo, test or lint"
+		;;
+	esac
+	step 'build Ambipod' binaries
+	guest_image
+	container_images
+}
+
+main
