@@ -89,7 +89,7 @@ var Table = []Annotation{
 		parse: func(s *Settings, value string) error {
 			s.UserScript = value
 			if !strings.HasPrefix(value, "#!") {
-				return errors.New("does not begin with #!")
+				return errors.New("does not begin with #! as a script does")
 			}
 			return nil
 		},

@@ -38,6 +38,7 @@ type Container struct {
 	ImageID    string    `json:"imageId"`    // the image store's ID, 64 hex digits
 	DomainUUID string    `json:"domainUuid"` // libvirt's name for the VM
 	LogPath    string    `json:"logPath"`    // absolute path of the CRI log, "" for none
+	FDKey      string    `json:"fdKey"`      // with which its vmwrapper may fetch the tap descriptors, once
 	CreatedAt  time.Time `json:"createdAt"`
 
 	// Mutable.

@@ -91,6 +91,21 @@ func TestTableErrorClasses(t *testing.T) {
 	}
 }
 
+func TestFindByPrefix(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "metadata.db"))
+	for _, id := range []string{"ab", "abc1", "abc2", "d1"} {
+		if err := s.Containers.Create(id, Container{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id, want := range map[string]string{"ab": "ab", "abc1": "abc1", "d": "d1", "d1": "d1", "abc": "", "a": "", "d12": "", "": ""} {
+		got, err := s.Containers.Find(id)
+		if got.ID != want || errdefs.IsNotFound(err) != (want == "") {
+			t.Errorf("Find(%q) = %q, %v, want %q", id, got.ID, err, want)
+		}
+	}
+}
+
 func TestConcurrentUpdatesAreAllSeen(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "metadata.db"))
 	if err := s.Containers.Create("c", Container{ID: "c"}); err != nil {

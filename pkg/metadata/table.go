@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,6 +36,40 @@ func (t Table[T]) Get(id string) (T, error) {
 		return err
 	})
 	return record, err
+}
+
+// Find returns the record whose ID is id or, as people type them, the only one
+// whose ID begins with it; errdefs.ErrNotFound if there is none or more than one.
+func (t Table[T]) Find(id string) (T, error) {
+	var record T
+	err := t.db.View(func(tx *bolt.Tx) (err error) {
+		bucket := tx.Bucket(t.bucket)
+		if full, ok := expand(bucket, id); ok {
+			id = full
+		}
+		record, err = t.get(bucket, id)
+		return err
+	})
+	return record, err
+}
+
+// expand returns the only key of a bucket that begins with prefix. A key that
+// equals prefix is the only one by itself.
+func expand(bucket *bolt.Bucket, prefix string) (string, bool) {
+	if prefix == "" {
+		return "", false
+	}
+	cursor := bucket.Cursor()
+	first, _ := cursor.Seek([]byte(prefix))
+	if !bytes.HasPrefix(first, []byte(prefix)) {
+		return "", false
+	}
+	if len(first) > len(prefix) {
+		if second, _ := cursor.Next(); bytes.HasPrefix(second, []byte(prefix)) {
+			return "", false
+		}
+	}
+	return string(first), true
 }
 
 // Update changes a record by a function and returns what is stored then. Nothing
