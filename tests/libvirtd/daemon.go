@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/ambipod/ambipod/tests/process"
 )
 
 // searchPath is where the daemons and their helpers are found, whatever the
@@ -156,10 +158,10 @@ func (i *Instance) source(part string) string {
 
 // daemon starts one of the daemons, which goes into the background by itself
 // when it is ready to answer.
-func (i *Instance) daemon(ctx context.Context, name string) (Process, error) {
+func (i *Instance) daemon(ctx context.Context, name string) (process.Process, error) {
 	pidFile := filepath.Join(i.Dir, "run", name+".pid")
 	if err := os.Remove(pidFile); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return Process{}, fmt.Errorf("start %s: %w", name, err)
+		return process.Process{}, fmt.Errorf("start %s: %w", name, err)
 	}
 	argv := i.commandLine(name)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
@@ -168,7 +170,7 @@ func (i *Instance) daemon(ctx context.Context, name string) (Process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.WaitDelay = time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return Process{}, fmt.Errorf("start %s in %s: %w: %s", name, i.Dir, err, strings.TrimSpace(string(out)))
+		return process.Process{}, fmt.Errorf("start %s in %s: %w: %s", name, i.Dir, err, strings.TrimSpace(string(out)))
 	}
 	return fromPIDFile(pidFile)
 }
@@ -187,14 +189,14 @@ func (i *Instance) commandLine(name string) []string {
 	return append(argv, "--", lookPath(name), "-d", "-p", "/run/libvirt/"+name+".pid")
 }
 
-func fromPIDFile(path string) (Process, error) {
+func fromPIDFile(path string) (process.Process, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return Process{}, fmt.Errorf("read PID: %w", err)
+		return process.Process{}, fmt.Errorf("read PID: %w", err)
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
 	if err != nil {
-		return Process{}, fmt.Errorf("read PID from %s: %w", path, err)
+		return process.Process{}, fmt.Errorf("read PID from %s: %w", path, err)
 	}
-	return FindProcess(pid)
+	return process.Find(pid)
 }

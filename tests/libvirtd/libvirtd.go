@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/ambipod/ambipod/tests/process"
 )
 
 // stopGrace is how long a process may take to obey SIGTERM before it is killed.
@@ -44,8 +46,8 @@ type Instance struct {
 	Wrapper []string `json:"wrapper,omitempty"`
 	Cache   string   `json:"cache"`
 
-	Libvirtd Process `json:"libvirtd"`
-	Virtlogd Process `json:"virtlogd"`
+	Libvirtd process.Process `json:"libvirtd"`
+	Virtlogd process.Process `json:"virtlogd"`
 }
 
 // Start makes the folder's files and starts both daemons, which answer when it
@@ -91,30 +93,30 @@ func (i *Instance) Log() string { return filepath.Join(i.Dir, "log", "libvirtd.l
 func (i *Instance) Stop(ctx context.Context) error {
 	// libvirtd first, so that it does not take the end of its guests for crashes
 	// and restart nothing.
-	err := i.Libvirtd.end(ctx)
+	err := i.Libvirtd.End(ctx, stopGrace)
 	members, listErr := i.members()
 	err = errors.Join(err, listErr)
 	for _, p := range members {
-		err = errors.Join(err, p.signal(syscall.SIGTERM))
+		err = errors.Join(err, p.Signal(syscall.SIGTERM))
 	}
 	for _, p := range members {
-		err = errors.Join(err, p.end(ctx))
+		err = errors.Join(err, p.End(ctx, stopGrace))
 	}
-	return errors.Join(err, i.Virtlogd.end(ctx))
+	return errors.Join(err, i.Virtlogd.End(ctx, stopGrace))
 }
 
 // StopLibvirtd ends libvirtd alone by SIGTERM, as an upgrade does; guests and
 // virtlogd go on.
-func (i *Instance) StopLibvirtd(ctx context.Context) error { return i.Libvirtd.end(ctx) }
+func (i *Instance) StopLibvirtd(ctx context.Context) error { return i.Libvirtd.End(ctx, stopGrace) }
 
 // KillLibvirtd ends libvirtd alone by SIGKILL and returns when it is gone.
-func (i *Instance) KillLibvirtd(ctx context.Context) error { return i.Libvirtd.kill(ctx) }
+func (i *Instance) KillLibvirtd(ctx context.Context) error { return i.Libvirtd.Kill(ctx) }
 
 // FreezeLibvirtd makes libvirtd hang (SIGSTOP) until ThawLibvirtd.
-func (i *Instance) FreezeLibvirtd() error { return i.Libvirtd.signal(syscall.SIGSTOP) }
+func (i *Instance) FreezeLibvirtd() error { return i.Libvirtd.Signal(syscall.SIGSTOP) }
 
 // ThawLibvirtd lets a frozen libvirtd go on.
-func (i *Instance) ThawLibvirtd() error { return i.Libvirtd.signal(syscall.SIGCONT) }
+func (i *Instance) ThawLibvirtd() error { return i.Libvirtd.Signal(syscall.SIGCONT) }
 
 // StartLibvirtd starts libvirtd again after it has ended; it answers when
 // StartLibvirtd returns. It fails with errdefs.ErrAlreadyExists if it runs.

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/ambipod/ambipod/tests/libvirtd"
+	"github.com/ambipod/ambipod/tests/process"
 )
 
 // guest is paused from the start, so it needs no disk and no working firmware.
@@ -80,7 +81,7 @@ func startGuest(t *testing.T, i *libvirtd.Instance, name string) {
 	virsh(t, i, "create", "--paused", file)
 }
 
-func guestProcess(t *testing.T, i *libvirtd.Instance, name string) libvirtd.Process {
+func guestProcess(t *testing.T, i *libvirtd.Instance, name string) process.Process {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(i.Dir, "run", "qemu", name+".pid"))
 	if err != nil {
@@ -90,7 +91,7 @@ func guestProcess(t *testing.T, i *libvirtd.Instance, name string) libvirtd.Proc
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := libvirtd.FindProcess(pid)
+	p, err := process.Find(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +158,7 @@ func TestTwoInstancesAreApart(t *testing.T) {
 func TestWrapperRunsTheDaemons(t *testing.T) {
 	dir := shortDir(t)
 	i := start(t, libvirtd.Options{Dir: dir, Wrapper: []string{"env", "AMBIPOD_TEST_MARK=" + dir}})
-	for _, p := range []libvirtd.Process{i.Libvirtd, i.Virtlogd} {
+	for _, p := range []process.Process{i.Libvirtd, i.Virtlogd} {
 		env, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.PID), "environ"))
 		if err != nil {
 			t.Fatal(err)
