@@ -111,6 +111,9 @@ func (l Layout) Create() error {
 	return nil
 }
 
+// MakePassable makes a folder on the way to files that QEMU opens.
+func MakePassable(path string) error { return makeDir(path, modePassable) }
+
 func makeDir(path string, mode os.FileMode) error {
 	if err := os.MkdirAll(path, mode); err != nil {
 		return fmt.Errorf("create %s: %w", path, err)
