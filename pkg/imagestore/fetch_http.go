@@ -1,0 +1,218 @@
+package imagestore
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	defaultMaxRedirects = 9
+	dialTimeout         = 30 * time.Second
+	handshakeTimeout    = 15 * time.Second
+	maxResponseHeader   = 256 << 10
+	// staleness is how much older than the answer a modification time must be to
+	// mark the bytes strongly (RFC 9110, section 8.8.2.2).
+	staleness = time.Minute
+)
+
+// body is an open answer of a place.
+type body struct {
+	io.ReadCloser
+	offset    int64 // of the first byte of the reader in the whole
+	validator validator
+}
+
+// httpPlace fetches from an HTTP server.
+type httpPlace struct {
+	location    location
+	credentials Credentials
+	client      *http.Client
+	known       origin // what is stored from here already, if anything
+}
+
+func newHTTPPlace(l location, c Credentials, known origin) *httpPlace {
+	return &httpPlace{location: l, credentials: c, known: known, client: &http.Client{
+		Transport:     newTransport(),
+		CheckRedirect: checkRedirect(defaultMaxRedirects),
+	}}
+}
+
+func newTransport() *http.Transport {
+	return &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSHandshakeTimeout:    handshakeTimeout,
+		MaxResponseHeaderBytes: maxResponseHeader,
+		// The bytes are wanted as they lie on the server, whose digest is known.
+		DisableCompression: true,
+		// HTTP/2 gains nothing for one big file and costs throughput.
+		TLSNextProto:    map[string]func(string, *tls.Conn) http.RoundTripper{},
+		ReadBufferSize:  copyBuffer,
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
+	}
+}
+
+// checkRedirect follows a limited number of redirects, never to a less safe protocol.
+func checkRedirect(limit int) func(*http.Request, []*http.Request) error {
+	return func(r *http.Request, via []*http.Request) error {
+		if len(via) > limit {
+			return classed(errdefs.ErrFailedPrecondition, "it redirects more than %d times", limit)
+		}
+		if r.URL.Scheme != schemeHTTPS && via[len(via)-1].URL.Scheme == schemeHTTPS {
+			return classed(errdefs.ErrFailedPrecondition, "it redirects from https to %s", r.URL.Scheme)
+		}
+		return nil
+	}
+}
+
+// open asks for the bytes from have on. The server may answer with the whole.
+func (p *httpPlace) open(ctx context.Context, have int64, v validator) (*body, error) {
+	request, err := p.request(ctx, have, v)
+	if err != nil {
+		return nil, err
+	}
+	response, err := p.client.Do(request)
+	if err != nil {
+		return nil, p.explain(err)
+	}
+	opened, err := p.accept(response, have, v)
+	if err != nil {
+		return nil, errors.Join(err, response.Body.Close())
+	}
+	return opened, nil
+}
+
+func (p *httpPlace) close() { p.client.CloseIdleConnections() }
+
+func (p *httpPlace) request(ctx context.Context, have int64, v validator) (*http.Request, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.location.url.String(), http.NoBody)
+	if err != nil {
+		return nil, classed(errdefs.ErrInvalidArgument, "fetch %s: it is no URL", p.location)
+	}
+	request.Header.Set("User-Agent", "ambipod-vmruntime")
+	request.Header.Set("Accept-Encoding", "identity")
+	if err := p.credentials.authorize(request); err != nil {
+		return nil, err
+	}
+	request.URL.User = nil
+	switch {
+	case have > 0:
+		request.Header.Set("Range", fmt.Sprintf("bytes=%d-", have))
+		if mark := v.ETag; mark != "" {
+			request.Header.Set("If-Range", mark)
+		} else if v.LastModified != "" {
+			request.Header.Set("If-Range", v.LastModified)
+		}
+	case p.known.ETag != "":
+		request.Header.Set("If-None-Match", p.known.ETag)
+	case p.known.LastModified != "":
+		request.Header.Set("If-Modified-Since", p.known.LastModified)
+	}
+	return request, nil
+}
+
+// accept judges the status and finds out which bytes follow.
+func (p *httpPlace) accept(r *http.Response, have int64, v validator) (*body, error) {
+	switch r.StatusCode {
+	case http.StatusOK:
+		return &body{ReadCloser: r.Body, validator: validatorOf(r.Header, r.ContentLength)}, nil
+	case http.StatusPartialContent:
+		first, total, ok := contentRange(r.Header)
+		if !ok || first != have || (v.Total >= 0 && total >= 0 && total != v.Total) {
+			return nil, classed(errRestart, "fetch %s: it sent another part than was asked for (%q)", p.location, r.Header.Get("Content-Range"))
+		}
+		next := validatorOf(r.Header, total)
+		if next.ETag != "" && next.ETag != v.ETag {
+			return nil, classed(errRestart, "fetch %s: it changed on the server", p.location)
+		}
+		v.Total = max(v.Total, total)
+		return &body{ReadCloser: r.Body, offset: have, validator: v}, nil
+	case http.StatusRequestedRangeNotSatisfiable:
+		if have > 0 && have == v.Total {
+			// All of it is here; the connection broke after the last byte.
+			return &body{ReadCloser: http.NoBody, offset: have, validator: v}, r.Body.Close()
+		}
+		return nil, classed(errRestart, "fetch %s: it changed on the server", p.location)
+	case http.StatusNotModified:
+		if have == 0 && p.known != (origin{}) {
+			return nil, errNotModified
+		}
+	}
+	return nil, p.refuse(r)
+}
+
+// refuse turns a status that brings no bytes into an error.
+func (p *httpPlace) refuse(r *http.Response) error {
+	class := error(errdefs.ErrFailedPrecondition)
+	switch code := r.StatusCode; {
+	case code == http.StatusNotFound, code == http.StatusGone:
+		class = errdefs.ErrNotFound
+	case code == http.StatusUnauthorized, code == http.StatusProxyAuthRequired:
+		class = errdefs.ErrUnauthenticated
+	case code == http.StatusForbidden:
+		class = errdefs.ErrPermissionDenied
+	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
+		class = errTemporary
+	}
+	return classed(class, "fetch %s: the server answers %d %s", p.location, r.StatusCode, http.StatusText(r.StatusCode))
+}
+
+// explain classifies an error of the connection. The URL that net/http puts in
+// front is dropped: it may contain a secret.
+func (p *httpPlace) explain(err error) error {
+	if urlError := (*url.Error)(nil); errors.As(err, &urlError) {
+		err = urlError.Err
+	}
+	var verification *tls.CertificateVerificationError
+	var authority x509.UnknownAuthorityError
+	switch {
+	case errors.Is(err, errdefs.ErrFailedPrecondition), errors.Is(err, context.Canceled):
+		return fmt.Errorf("fetch %s: %w", p.location, err)
+	case errors.As(err, &verification), errors.As(err, &authority):
+		return classed(errdefs.ErrFailedPrecondition, "fetch %s: its TLS certificate is not valid: %w", p.location, err)
+	}
+	return classed(errTemporary, "fetch %s: %w", p.location, err)
+}
+
+func validatorOf(h http.Header, total int64) validator {
+	v := validator{ETag: h.Get("ETag"), LastModified: h.Get("Last-Modified"), Total: total}
+	if v.ETag != "" {
+		v.Strong = !strings.HasPrefix(v.ETag, "W/")
+		return v
+	}
+	modified, err1 := http.ParseTime(v.LastModified)
+	date, err2 := http.ParseTime(h.Get("Date"))
+	v.Strong = err1 == nil && err2 == nil && date.Sub(modified) >= staleness
+	return v
+}
+
+// contentRange reads "bytes first-last/total"; total is -1 for "*".
+func contentRange(h http.Header) (first, total int64, ok bool) {
+	spec, found := strings.CutPrefix(h.Get("Content-Range"), "bytes ")
+	if !found {
+		return 0, 0, false
+	}
+	span, size, _ := strings.Cut(spec, "/")
+	start, _, _ := strings.Cut(span, "-")
+	first, err := strconv.ParseInt(start, 10, 64)
+	if err != nil {
+		return 0, 0, false
+	}
+	if size == "*" {
+		return first, -1, true
+	}
+	total, err = strconv.ParseInt(size, 10, 64)
+	return first, total, err == nil
+}

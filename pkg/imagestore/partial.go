@@ -1,0 +1,138 @@
+package imagestore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// partialLifetime is how long a download that nobody continues is kept.
+const partialLifetime = 72 * time.Hour
+
+// Endings of the files of a partial download, after its key.
+const (
+	endingBytes     = ".part"
+	endingValidator = ".json"
+	endingUnpacked  = ".unpacked"
+)
+
+// validator is how a server lets us ask whether its content is still the same.
+type validator struct {
+	ETag         string `json:"etag,omitempty"`
+	LastModified string `json:"lastModified,omitempty"`
+	// Strong says that equal validators mean equal bytes, so that a download can
+	// be continued.
+	Strong bool  `json:"strong"`
+	Total  int64 `json:"total"` // bytes; -1 if the server did not say
+}
+
+// partial is the file of a download that may be continued after a broken
+// connection or a restart: the bytes as they came, and the validator they came
+// with. One flight at a time uses it.
+type partial struct {
+	base      string // path without ending
+	file      *os.File
+	have      int64
+	validator validator
+}
+
+// openPartial opens what an earlier pull from the same place left, or starts anew.
+func openPartial(p paths, key string) (*partial, error) {
+	part := &partial{base: filepath.Join(p.partialDir(), key)}
+	file, err := os.OpenFile(part.base+endingBytes, os.O_RDWR|os.O_CREATE, fileModePrivate)
+	if err != nil {
+		return nil, fmt.Errorf("open partial download: %w", err)
+	}
+	part.file = file
+	info, err := file.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open partial download: %w", err), file.Close())
+	}
+	part.have = info.Size()
+	raw, err := os.ReadFile(part.base + endingValidator)
+	if err != nil || json.Unmarshal(raw, &part.validator) != nil || !part.validator.Strong {
+		if err := part.reset(); err != nil {
+			return nil, errors.Join(err, file.Close())
+		}
+	}
+	return part, nil
+}
+
+// reset forgets the bytes.
+func (p *partial) reset() error {
+	p.have, p.validator = 0, validator{Total: -1}
+	if err := errors.Join(removeFile(p.base+endingValidator), p.file.Truncate(0)); err != nil {
+		return fmt.Errorf("empty partial download: %w", err)
+	}
+	return nil
+}
+
+// begin notes the validator of the bytes that will follow.
+func (p *partial) begin(v validator) error {
+	p.validator = v
+	if !v.Strong {
+		return nil
+	}
+	raw, err := json.Marshal(v)
+	if err == nil {
+		err = replaceFile(p.base+endingValidator, raw)
+	}
+	if err != nil {
+		return writeError("note validator of partial download", err)
+	}
+	return nil
+}
+
+func (p *partial) append(b []byte) error {
+	n, err := p.file.WriteAt(b, p.have)
+	p.have += int64(n)
+	if err != nil {
+		return writeError("write partial download", err)
+	}
+	return nil
+}
+
+// unpacked is where the unwrapped content of the download is written.
+func (p *partial) unpacked() string { return p.base + endingUnpacked }
+
+// close closes the file, and removes all files unless the download can be
+// continued later and keep says that it should.
+func (p *partial) close(keep bool) error {
+	err := errors.Join(p.file.Close(), removeFile(p.unpacked()))
+	if keep && p.validator.Strong && p.have > 0 {
+		return err
+	}
+	return errors.Join(err, removeFile(p.base+endingBytes), removeFile(p.base+endingValidator))
+}
+
+// dropPartials removes downloads that nobody continued for a time, and all files
+// of the partial folder that cannot be continued.
+func (s *Store) dropPartials(unusedFor time.Duration) error {
+	entries, err := os.ReadDir(s.paths.partialDir())
+	if err != nil {
+		return fmt.Errorf("sweep partial downloads: %w", err)
+	}
+	for _, entry := range entries {
+		key, ending, _ := strings.Cut(entry.Name(), ".")
+		err := s.flights.whenIdle(key, func() error { return s.dropPartial(key, "."+ending, unusedFor) })
+		if err != nil {
+			return fmt.Errorf("sweep partial downloads: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) dropPartial(key, ending string, unusedFor time.Duration) error {
+	base := filepath.Join(s.paths.partialDir(), key)
+	if ending == endingBytes || ending == endingValidator {
+		info, err := os.Stat(base + endingBytes)
+		if err == nil && s.now().Sub(info.ModTime()) < unusedFor {
+			return nil
+		}
+	}
+	return removeFile(base + ending)
+}
