@@ -1,0 +1,231 @@
+package libvirttools_test
+
+import (
+	"flag"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/ambipod/ambipod/pkg/libvirttools"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// plainDomain is a VM as the demo makes it.
+func plainDomain() libvirttools.Domain {
+	return libvirttools.Domain{
+		UUID:        "6f1c2c7e-9d1b-5b7a-8a1e-3d5f0c9b2a41",
+		Name:        "ambipod-demo-vm-6f1c2c7e",
+		Title:       "demo/vm",
+		Owner:       "node-1",
+		SandboxID:   strings.Repeat("5a", 32),
+		ContainerID: strings.Repeat("c0", 32),
+		MemoryBytes: 256 << 20,
+		VCPUs:       1,
+		Accel:       libvirttools.AccelTCG,
+		Emulator:    "/usr/libexec/ambipod/vmwrapper",
+		Env:         map[string]string{"VMFD_SOCK": "/run/ambipod/fd.sock", "VMFD_KEY": strings.Repeat("5a", 32)},
+		Disks: []libvirttools.Disk{
+			{
+				Path: "/var/lib/ambipod/vms/c0/root.qcow2", Format: libvirttools.FormatQCOW2,
+				Backing: &libvirttools.Disk{Path: "/var/lib/ambipod/images/base", Format: libvirttools.FormatQCOW2},
+			},
+			{Path: "/var/lib/ambipod/vms/c0/config.iso", Format: libvirttools.FormatRaw, CDROM: true},
+		},
+		Console:     libvirttools.Console{Socket: "/run/ambipod/vms/c0/console.sock", Log: "/var/lib/ambipod/vms/c0/console.log"},
+		AgentSocket: "/run/ambipod/vms/c0/agent.sock",
+	}
+}
+
+// richDomain uses every field in a way other than plainDomain.
+func richDomain() libvirttools.Domain {
+	d := plainDomain()
+	d.Title = `prod/<db> & "friends"`
+	d.Owner = ""
+	d.MemoryBytes = 4<<30 + 1
+	d.VCPUs = 4
+	d.Accel = libvirttools.AccelKVM
+	d.CPUModel = libvirttools.CPUHostModel
+	d.Env = nil
+	d.AgentSocket = ""
+	d.VNCSocket = "/run/ambipod/vms/c0/vnc.sock"
+	d.Disks = []libvirttools.Disk{
+		{Path: "/dev/mapper/root", Device: true, Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Serial: "root"},
+		{Path: "/data,with&odd<name>.img", Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Target: "vdc", ReadOnly: true},
+		{Path: "/srv/b.raw", Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio},
+		{Path: "/srv/c.qcow2", Format: libvirttools.FormatQCOW2, Target: "sdb"},
+		{Path: "/srv/d.raw", Format: libvirttools.FormatRaw},
+		{Path: "/srv/cd.iso", Format: libvirttools.FormatRaw, Bus: libvirttools.BusIDE, CDROM: true, Target: "hdd"},
+	}
+	return d
+}
+
+func TestBuildXMLGolden(t *testing.T) {
+	t.Parallel()
+	maximum := plainDomain()
+	maximum.CPUModel = libvirttools.CPUMaximum
+	maximum.MemoryBytes = 96 << 20
+	kvm := plainDomain()
+	kvm.Accel = libvirttools.AccelKVM
+	for name, d := range map[string]libvirttools.Domain{
+		"plain": plainDomain(), "rich": richDomain(), "maximum": maximum, "kvm": kvm,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := libvirttools.BuildXML(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden := filepath.Join("testdata", name+".xml")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got+"\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got+"\n"); diff != "" {
+				t.Errorf("%s differs (-want +got), go test -update rewrites it:\n%s", golden, diff)
+			}
+		})
+	}
+}
+
+// vmwrapper's network cards would collide with a device at or above FirstNICSlot,
+// or with one that libvirt places itself.
+func TestEveryPCIDeviceIsBelowTheNICs(t *testing.T) {
+	t.Parallel()
+	d := richDomain()
+	for len(d.Disks) < 8 { // all that fit on virtio-blk
+		d.Disks = append(d.Disks, libvirttools.Disk{Path: "/srv/more", Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio})
+	}
+	text, err := libvirttools.BuildXML(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dom libvirtxml.Domain
+	if err := dom.Unmarshal(text); err != nil {
+		t.Fatal(err)
+	}
+	seen := make(map[uint]string)
+	check := func(what string, a *libvirtxml.DomainAddress) {
+		t.Helper()
+		if a == nil || a.PCI == nil {
+			t.Errorf("%s has no PCI address of ours", what)
+			return
+		}
+		slot := *a.PCI.Slot
+		if slot <= 1 || slot >= libvirttools.FirstNICSlot {
+			t.Errorf("%s is in slot %#x", what, slot)
+		}
+		if seen[slot] != "" {
+			t.Errorf("%s and %s share slot %#x", what, seen[slot], slot)
+		}
+		seen[slot] = what
+	}
+	for _, c := range dom.Devices.Controllers {
+		if c.Type != "usb" || c.Model != "none" {
+			check("controller "+c.Type, c.Address)
+		}
+	}
+	for _, disk := range dom.Devices.Disks {
+		if disk.Target.Bus == "virtio" {
+			check("disk "+disk.Target.Dev, disk.Address)
+		}
+	}
+	for _, v := range dom.Devices.Videos {
+		check("video", v.Address)
+	}
+	for _, r := range dom.Devices.RNGs {
+		check("rng", r.Address)
+	}
+	check("balloon", dom.Devices.MemBalloon.Address)
+	if len(dom.Devices.Interfaces) != 0 {
+		t.Error("libvirt would place an interface itself")
+	}
+}
+
+func TestBuildXMLRefuses(t *testing.T) {
+	t.Parallel()
+	type domain = libvirttools.Domain
+	for name, test := range map[string]struct {
+		spoil func(*domain)
+		want  string // part of the sentence
+	}{
+		"no UUID":              {func(d *domain) { d.UUID = "" }, "UUID"},
+		"UUID in braces":       {func(d *domain) { d.UUID = "{" + d.UUID + "}" }, "UUID"},
+		"name with slash":      {func(d *domain) { d.Name = "../x" }, "domain name"},
+		"name of an option":    {func(d *domain) { d.Name = "-x" }, "domain name"},
+		"name with comma":      {func(d *domain) { d.Name = "a,debug-threads=off" }, "domain name"},
+		"title with newline":   {func(d *domain) { d.Title = "a\nb" }, "title"},
+		"owner with NUL":       {func(d *domain) { d.Owner = "a\x00" }, "owner"},
+		"no sandbox":           {func(d *domain) { d.SandboxID = "" }, "sandbox ID"},
+		"container with quote": {func(d *domain) { d.ContainerID = `x"` }, "container ID"},
+		"no memory":            {func(d *domain) { d.MemoryBytes = 0 }, "memory"},
+		"negative memory":      {func(d *domain) { d.MemoryBytes = -1 }, "memory"},
+		"endless memory":       {func(d *domain) { d.MemoryBytes = math.MaxInt64 }, "memory"},
+		"no CPU":               {func(d *domain) { d.VCPUs = 0 }, "CPUs"},
+		"too many CPUs":        {func(d *domain) { d.VCPUs = 256 }, "CPUs"},
+		"accelerator auto":     {func(d *domain) { d.Accel = "auto" }, "accelerator"},
+		"odd CPU model":        {func(d *domain) { d.CPUModel = "max,+vmx" }, "CPU model"},
+		"host CPU without KVM": {func(d *domain) { d.CPUModel = libvirttools.CPUHost }, "needs KVM"},
+		"relative emulator":    {func(d *domain) { d.Emulator = "qemu" }, "emulator"},
+		"unclean emulator":     {func(d *domain) { d.Emulator = "/usr/../bin/sh" }, "emulator"},
+		"odd variable":         {func(d *domain) { d.Env = map[string]string{"A=B": "c"} }, "environment"},
+		"variable with NUL":    {func(d *domain) { d.Env = map[string]string{"A": "c\x00"} }, "environment variable A"},
+		"no console log":       {func(d *domain) { d.Console.Log = "" }, "console log"},
+		"long console socket":  {func(d *domain) { d.Console.Socket = "/" + strings.Repeat("x", 107) }, "107 bytes"},
+		"relative agent":       {func(d *domain) { d.AgentSocket = "agent.sock" }, "agent socket"},
+		"relative screen":      {func(d *domain) { d.VNCSocket = "vnc.sock" }, "screen socket"},
+		"no disk":              {func(d *domain) { d.Disks = nil }, "disk to boot from"},
+		"format unsaid":        {func(d *domain) { d.Disks[0].Format = "" }, `format ""`},
+		"backing unsaid":       {func(d *domain) { d.Disks[0].Backing.Format = "auto" }, `format "auto"`},
+		"raw overlay":          {func(d *domain) { d.Disks[0].Format = "raw" }, "cannot lie over"},
+		"over itself":          {func(d *domain) { d.Disks[0].Backing.Path = d.Disks[0].Path }, "over itself"},
+		"relative disk":        {func(d *domain) { d.Disks[0].Path = "root.qcow2" }, "path of disk"},
+		"relative backing":     {func(d *domain) { d.Disks[0].Backing.Path = "json:{}" }, "path of disk"},
+		"unknown bus":          {func(d *domain) { d.Disks[0].Bus = "usb" }, "bus"},
+		"target of other bus":  {func(d *domain) { d.Disks[0].Target = "vda" }, "target"},
+		"same target twice":    {func(d *domain) { d.Disks[0].Target, d.Disks[1].Target = "sda", "sda" }, "two disks"},
+		"virtio CD-ROM":        {func(d *domain) { d.Disks[1].Bus = libvirttools.BusVirtio }, "CD-ROM"},
+		"odd serial":           {func(d *domain) { d.Disks[0].Serial = "a,b" }, "serial"},
+		"long serial":          {func(d *domain) { d.Disks[0].Serial = strings.Repeat("x", 37) }, "serial"},
+		"fifth IDE drive":      {func(d *domain) { d.Disks = many(5, libvirttools.BusIDE) }, "room for 4"},
+		"tenth virtio disk":    {func(d *domain) { d.Disks = many(10, libvirttools.BusVirtio) }, "room for 9"},
+		"late virtio disk": {func(d *domain) {
+			d.Disks = []libvirttools.Disk{{Path: "/x", Format: "raw", Bus: libvirttools.BusVirtio, Target: "vdj"}}
+		}, "room for 9"},
+		"27th SCSI disk": {func(d *domain) { d.Disks = many(27, libvirttools.BusSCSI) }, "room for 26"},
+		"endless chain": {func(d *domain) {
+			for i, layer := 0, d.Disks[0].Backing; i < 10; i, layer = i+1, layer.Backing {
+				layer.Backing = &libvirttools.Disk{Path: "/img/" + string(rune('a'+i)), Format: "qcow2"}
+			}
+		}, "more than 7 images"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := plainDomain()
+			test.spoil(&d)
+			text, err := libvirttools.BuildXML(d)
+			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), test.want) || text != "" {
+				t.Errorf("got %q, %v; want an ErrInvalidArgument about %q", text, err, test.want)
+			}
+		})
+	}
+}
+
+func many(n int, bus string) []libvirttools.Disk {
+	disks := make([]libvirttools.Disk, n)
+	for i := range disks {
+		disks[i] = libvirttools.Disk{Path: "/srv/x", Format: libvirttools.FormatRaw, Bus: bus}
+	}
+	return disks
+}

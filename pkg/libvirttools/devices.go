@@ -1,0 +1,127 @@
+package libvirttools
+
+import (
+	"libvirt.org/go/libvirtxml"
+)
+
+// devices lists all hardware. Each PCI device has its address; see FirstNICSlot.
+func devices(d Domain, targets []string) *libvirtxml.DomainDeviceList {
+	list := &libvirtxml.DomainDeviceList{
+		Emulator:    d.Emulator,
+		Controllers: controllers(),
+		Serials:     []libvirtxml.DomainSerial{serial(d.Console)},
+		Channels:    []libvirtxml.DomainChannel{agent(d.AgentSocket)},
+		MemBalloon: &libvirtxml.DomainMemBalloon{
+			Model:             "virtio",
+			AutoDeflate:       "on", // rather than let the guest run out of memory
+			FreePageReporting: "on", // the guest's free pages go back to the node
+			Stats:             &libvirtxml.DomainMemBalloonStats{Period: balloonPeriod},
+			Address:           slot(slotBalloon),
+		},
+		RNGs: []libvirtxml.DomainRNG{{
+			Model:   "virtio",
+			Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}},
+			Address: slot(slotRNG),
+		}},
+		// A guest's kernel panic becomes an event instead of a silent halt.
+		Panics: []libvirtxml.DomainPanic{{Model: "isa"}},
+	}
+	for i, one := range d.Disks {
+		list.Disks = append(list.Disks, disk(one, targets[i], i == 0))
+	}
+	addScreen(list, d.VNCSocket)
+	return list
+}
+
+func controllers() []libvirtxml.DomainController {
+	var first uint
+	return []libvirtxml.DomainController{
+		{Type: "scsi", Index: &first, Model: "virtio-scsi", Address: slot(slotSCSI)},
+		{Type: "virtio-serial", Index: &first, Address: slot(slotSerial)},
+		// An idle USB controller wakes QEMU up many times a second.
+		{Type: "usb", Index: &first, Model: "none"},
+	}
+}
+
+func disk(d Disk, target string, boots bool) libvirtxml.DomainDisk {
+	out := libvirtxml.DomainDisk{
+		Device:       "disk",
+		Driver:       &libvirtxml.DomainDiskDriver{Name: "qemu", Type: d.Format},
+		Source:       source(d, nil),
+		BackingStore: backing(d.Backing),
+		Target:       &libvirtxml.DomainDiskTarget{Dev: target, Bus: d.bus()},
+		Serial:       d.Serial,
+		Address:      buses[d.bus()].address(index(target)),
+	}
+	if d.CDROM {
+		out.Device = "cdrom"
+	}
+	if d.ReadOnly || d.CDROM {
+		out.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
+	} else {
+		out.Driver.Discard = "unmap" // what the guest frees, the node gets back
+	}
+	if boots {
+		out.Boot = &libvirtxml.DomainDeviceBoot{Order: 1}
+	}
+	return out
+}
+
+// backing states the whole chain under a disk; its empty end tells libvirt not to
+// look into the files for more.
+func backing(d *Disk) *libvirtxml.DomainDiskBackingStore {
+	if d == nil {
+		return &libvirtxml.DomainDiskBackingStore{}
+	}
+	return &libvirtxml.DomainDiskBackingStore{
+		Format: &libvirtxml.DomainDiskFormat{Type: d.Format},
+		// One image serves many VMs: it must not become the property of the user
+		// that they run as.
+		Source:       source(*d, []libvirtxml.DomainDeviceSecLabel{{Model: "dac", Relabel: "no"}}),
+		BackingStore: backing(d.Backing),
+	}
+}
+
+func source(d Disk, label []libvirtxml.DomainDeviceSecLabel) *libvirtxml.DomainDiskSource {
+	if d.Device {
+		return &libvirtxml.DomainDiskSource{Block: &libvirtxml.DomainDiskSourceBlock{Dev: d.Path, SecLabel: label}}
+	}
+	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: d.Path, SecLabel: label}}
+}
+
+func serial(c Console) libvirtxml.DomainSerial {
+	var port uint
+	return libvirtxml.DomainSerial{
+		Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{Mode: "bind", Path: c.Socket}},
+		Target: &libvirtxml.DomainSerialTarget{Type: "isa-serial", Port: &port},
+		Log:    &libvirtxml.DomainChardevLog{File: c.Log, Append: "on"},
+	}
+}
+
+func agent(socket string) libvirtxml.DomainChannel {
+	source := &libvirtxml.DomainChardevSourceUNIX{}
+	if socket != "" {
+		source.Mode, source.Path = "bind", socket
+	}
+	return libvirtxml.DomainChannel{
+		Source: &libvirtxml.DomainChardevSource{UNIX: source},
+		Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: AgentChannel}},
+	}
+}
+
+// addScreen gives the VM a graphics card whose picture is served on a unix socket,
+// never on TCP.
+func addScreen(list *libvirtxml.DomainDeviceList, socket string) {
+	if socket == "" {
+		return
+	}
+	list.Graphics = []libvirtxml.DomainGraphic{{VNC: &libvirtxml.DomainGraphicVNC{
+		Listeners: []libvirtxml.DomainGraphicListener{{
+			Socket: &libvirtxml.DomainGraphicListenerSocket{Socket: socket},
+		}},
+	}}}
+	list.Videos = []libvirtxml.DomainVideo{{
+		Model:   libvirtxml.DomainVideoModel{Type: "vga", Heads: 1},
+		Address: slot(slotVideo),
+	}}
+}

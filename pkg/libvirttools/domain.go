@@ -1,0 +1,103 @@
+package libvirttools
+
+// Accelerators that a domain can run with.
+const (
+	AccelKVM = "kvm"
+	AccelTCG = "tcg"
+)
+
+// Disk formats. They are stated and never probed, since a guest could write a
+// header of another format into its raw disk.
+const (
+	FormatQCOW2 = "qcow2"
+	FormatRaw   = "raw"
+)
+
+// Buses that a disk can sit on.
+const (
+	BusSCSI   = "scsi"   // virtio-scsi: discard, many disks, CD-ROMs; the default
+	BusVirtio = "virtio" // virtio-blk: at most maxVirtioDisks
+	BusIDE    = "ide"    // for guests without virtio: at most four
+)
+
+// CPU models that are modes of libvirt; every other one is a name from libvirt's
+// CPU map, for example "Nehalem".
+const (
+	CPUHost      = "host-passthrough" // needs KVM
+	CPUHostModel = "host-model"       // needs KVM
+	CPUMaximum   = "maximum"          // all that the accelerator can do
+)
+
+// Domain describes a virtual machine. The zero value of an optional field means
+// the default named at the field.
+type Domain struct {
+	UUID  string // of the domain and of the guest's SMBIOS, in 8-4-4-4-12 form
+	Name  string // unique on the node; letters, digits and "_.+-"
+	Title string // for people who use virsh; optional
+
+	Owner       string // which Ambipod node; see Options.Owner
+	SandboxID   string // CRI ID
+	ContainerID string // CRI ID
+
+	MemoryBytes int64  // of the guest; rounded up to KiB
+	VCPUs       int    // 1 to maxVCPUs
+	Accel       string // AccelKVM or AccelTCG
+	CPUModel    string // default: CPUHost with KVM, defaultTCGCPU with TCG
+
+	Emulator string            // absolute path of vmwrapper or QEMU
+	Env      map[string]string // of the emulator's process, over its clean environment
+
+	Disks       []Disk // the first one boots
+	Console     Console
+	AgentSocket string // of org.qemu.guest_agent.0; default: libvirt chooses a path
+	VNCSocket   string // a screen on this unix socket; default: no screen at all
+}
+
+// Disk is a disk of the guest, backed by a file or a block device of the node.
+type Disk struct {
+	Path   string // absolute
+	Device bool   // Path is a block device and no file
+	Format string // FormatQCOW2 or FormatRaw
+	// Backing is the image under a qcow2 overlay. It is opened read-only, and its
+	// file keeps its owner, whereas the overlay's is given to QEMU's user.
+	Backing  *Disk
+	Bus      string // default BusSCSI
+	Target   string // "sda", "vdb" …: orders the disks of a bus; default: next free
+	Serial   string // as seen in the guest's /dev/disk/by-id; optional
+	ReadOnly bool
+	CDROM    bool // implies ReadOnly
+}
+
+// Console is the first serial port of the guest.
+type Console struct {
+	Socket string // unix socket for one interactive client, made by libvirt
+	Log    string // file that virtlogd appends all output to
+}
+
+// AgentChannel is the virtio-serial port that the guest's qemu-guest-agent opens.
+const AgentChannel = "org.qemu.guest_agent.0"
+
+// defaultTCGCPU runs what distributions built for x86-64-v2 need, which QEMU's own
+// default does not, and avoids the wide vector units that TCG emulates slowly.
+const defaultTCGCPU = "Nehalem"
+
+const (
+	maxVCPUs       = 255 // what machine type "pc" can have without x2APIC
+	maxVirtioDisks = FirstNICSlot - slotFirstDisk
+)
+
+// PCI slots on pci.0. Slots 0 and 1 are the chipset's.
+const (
+	slotVideo     = 0x02
+	slotSCSI      = 0x03
+	slotSerial    = 0x04
+	slotBalloon   = 0x05
+	slotRNG       = 0x06
+	slotFirstDisk = 0x07 // virtio-blk disks, up to FirstNICSlot
+
+	// FirstNICSlot is where vmwrapper puts the network cards that it appends to
+	// QEMU's command line, one slot each. libvirt knows nothing of them, so this
+	// package never assigns a slot from here on, and leaves none for libvirt to
+	// choose: a device without an address could get a card's slot.
+	FirstNICSlot = 0x10
+)
