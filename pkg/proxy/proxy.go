@@ -1,0 +1,192 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	_ "google.golang.org/grpc/encoding/gzip" // a client may compress
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// drainTime is how long Run waits for running calls after it was told to stop.
+const drainTime = 10 * time.Second
+
+// Proxy is the CRI server in front of the backends. Make one with New, serve
+// with Run.
+type Proxy struct {
+	rules    *ruleset
+	log      *slog.Logger
+	draining chan struct{} // closed when Run begins to stop
+
+	ctx    context.Context //nolint:containedctx // the lifetime of the backends, which Reload adds to
+	cancel context.CancelFunc
+
+	mu      sync.RWMutex
+	view    *view          // guarded by mu
+	retired sync.WaitGroup // backends that Reload has removed and that still have calls
+}
+
+// New connects to the backends of the configuration, which need not be up yet.
+// The caller must Run or Close the proxy.
+func New(config *Config, log *slog.Logger) (*Proxy, error) {
+	rules, err := compileRules()
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{rules: rules, log: log, draining: make(chan struct{})}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	if err := p.Reload(config); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close ends all connections to backends.
+func (p *Proxy) Close() {
+	p.cancel()
+	p.mu.Lock()
+	v := p.view
+	p.view = nil
+	p.mu.Unlock()
+	if v != nil {
+		for _, b := range v.backends {
+			b.close()
+		}
+	}
+	p.retired.Wait()
+}
+
+// Reload replaces the backends. One whose socket and role stay the same keeps its
+// connection and memory; calls on one that goes are allowed to finish.
+func (p *Proxy) Reload(config *Config) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var next, fresh []*backend
+	for _, c := range config.Backends {
+		b := p.view.find(c)
+		if b == nil {
+			var err error
+			if b, err = connect(p.ctx, c, p.log); err != nil {
+				for _, f := range fresh {
+					f.close()
+				}
+				return fmt.Errorf("connect to runtime %s at %s: %w", c.Name, c.Socket, err)
+			}
+			fresh = append(fresh, b)
+		}
+		next = append(next, b)
+	}
+	old := p.view
+	p.view = newView(next)
+	if old != nil {
+		p.retire(old, p.view)
+	}
+	return nil
+}
+
+// retire closes the backends that only the old view has, after its last call.
+func (p *Proxy) retire(old, next *view) {
+	close(old.replaced)
+	p.retired.Go(func() {
+		old.calls.Wait()
+		for _, b := range old.backends {
+			if next.find(b.config) != b {
+				b.close()
+			}
+		}
+	})
+}
+
+// current is the view for one call; the call must release it.
+func (p *Proxy) current() (v *view, release func()) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	p.view.calls.Add(1)
+	return p.view, p.view.calls.Done
+}
+
+// Run serves the CRI on a listener until ctx ends; then it takes no new calls,
+// lets running ones finish for a while, and closes the proxy.
+func (p *Proxy) Run(ctx context.Context, listener net.Listener) error {
+	defer p.Close()
+	server := p.server() //nolint:contextcheck // calls have contexts of their own
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve on %s: %w", listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	p.log.Info("stopping: waiting for running calls", "at most", drainTime)
+	close(p.draining)
+	force := time.AfterFunc(drainTime, server.Stop)
+	server.GracefulStop()
+	force.Stop()
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve on %s: %w", listener.Addr(), err)
+	}
+	return nil
+}
+
+// server registers every method of the table; all others are passed through.
+func (p *Proxy) server() *grpc.Server {
+	server := grpc.NewServer(
+		grpc.ForceServerCodecV2(codec{}),
+		grpc.UnknownServiceHandler(p.serveUnknown),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.InitialWindowSize(windowSize),
+		grpc.InitialConnWindowSize(windowSize),
+		grpc.WaitForHandlers(true),
+	)
+	for _, service := range p.rules.services {
+		server.RegisterService(p.describe(service), nil)
+	}
+	return server
+}
+
+func (p *Proxy) describe(service protoreflect.ServiceDescriptor) *grpc.ServiceDesc {
+	desc := &grpc.ServiceDesc{ServiceName: string(service.FullName())}
+	methods := service.Methods()
+	for i := range methods.Len() {
+		name := string(methods.Get(i).Name())
+		r := p.rules.rules["/"+desc.ServiceName+"/"+name]
+		switch {
+		case r == nil: // newer than the table: serveUnknown
+		case r.do == toEveryStream:
+			desc.Streams = append(desc.Streams, p.streamDesc(name, func(s grpc.ServerStream) error { return p.serveListStream(r, s) }))
+		case r.do == toSubscribers:
+			desc.Streams = append(desc.Streams, p.streamDesc(name, func(s grpc.ServerStream) error { return p.serveEvents(r, s) }))
+		default:
+			desc.Methods = append(desc.Methods, grpc.MethodDesc{MethodName: name, Handler: p.unaryHandler(r)})
+		}
+	}
+	return desc
+}
+
+func (p *Proxy) streamDesc(name string, serve func(grpc.ServerStream) error) grpc.StreamDesc {
+	return grpc.StreamDesc{
+		StreamName: name, ServerStreams: true,
+		Handler: func(_ any, stream grpc.ServerStream) error { return serve(stream) },
+	}
+}
+
+func (p *Proxy) unaryHandler(r *rule) grpc.MethodHandler {
+	return func(_ any, ctx context.Context, receive func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		request := new(frame)
+		if err := receive(request); err != nil {
+			return nil, err
+		}
+		answer, err := p.serveUnary(ctx, r, request)
+		if err != nil {
+			return nil, err
+		}
+		return answer, nil
+	}
+}
