@@ -129,11 +129,14 @@ func addName(names []string, name string) []string {
 	return slices.Insert(slices.Clone(names), i, name)
 }
 
-// withoutName is the set without name.
+// withoutName is the set without name; nil when none is left, as after a restart.
 func withoutName(names []string, name string) []string {
 	i, found := slices.BinarySearch(names, name)
 	if !found {
 		return names
+	}
+	if len(names) == 1 {
+		return nil
 	}
 	return slices.Delete(slices.Clone(names), i, i+1)
 }
