@@ -136,23 +136,16 @@ recipe_sum() {
 	(cd "$top" && find "$1" -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
 }
 
-guest_image() {
-	local stamp=$images/.tiny sum
-	sum=$(recipe_sum images/tiny)
-	if [ -e "$images/tiny.qcow2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ]; then
+# image FILE RECIPE COMMAND... runs COMMAND, which makes _tools/images/FILE,
+# unless the file was made from the same RECIPE folder.
+image() {
+	local file=$1 stamp=$images/.$1 sum
+	sum=$(recipe_sum "$2")
+	shift 2
+	if [ -e "$images/$file" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ]; then
 		return
 	fi
-	step 'build the guest image' "$top/images/tiny/build.sh" "$images/tiny.qcow2"
-	printf '%s\n' "$sum" >"$stamp"
-}
-
-container_images() {
-	local stamp=$images/.containers sum
-	sum=$(recipe_sum images/containers)
-	if [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ]; then
-		return
-	fi
-	step 'build the container images' "$top/images/containers/build.sh" "$images"
+	step "build image $file" "$@" "$images/$file"
 	printf '%s\n' "$sum" >"$stamp"
 }
 
@@ -182,8 +175,9 @@ main() {
 		;;
 	esac
 	step 'build Ambipod' binaries
-	guest_image
-	container_images
+	image tiny.qcow2 images/tiny "$top/images/tiny/build.sh"
+	image busybox.tar images/containers "$top/images/containers/build.sh" busybox
+	image pause.tar images/containers "$top/images/containers/build.sh" pause
 }
 
 main

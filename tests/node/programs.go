@@ -1,0 +1,172 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// How long daemons may take until they answer. Each is several times what was
+// seen on a busy machine.
+const (
+	startSoon = 30 * time.Second
+	startSlow = 2 * time.Minute
+)
+
+// daemon says how the daemon of that name is run.
+func (n *Node) daemon(name string) (daemon, error) {
+	d := daemon{name: name, argv: n.enter(), timeout: startSoon}
+	switch name {
+	case Registry:
+		d.argv = append(d.argv, n.tool("crane"), "registry", "serve",
+			"--address", ":"+registryPort, "--disk", n.path(dirRegistry))
+		d.ready = func(ctx context.Context) error {
+			return answers(ctx, "http://"+n.net.nodeIP().String()+":"+registryPort+"/v2/")
+		}
+	case ImageSite:
+		d.argv = append(d.argv, "/usr/bin/busybox", "httpd", "-f", "-p", "80", "-h", n.path(dirSite))
+		d.ready = func(ctx context.Context) error { return n.siteAnswers(ctx) }
+	case Containerd:
+		d.argv = append(d.argv, n.tool("containerd"), "--config", n.path(dirEtc, "containerd.toml"))
+		d.ready = func(ctx context.Context) error { return runtimeReady(ctx, n.ContainerdSocket()) }
+	case VMRuntime:
+		d.argv = append(d.argv, n.vmruntimeCommand()...)
+		d.timeout = startSlow
+		d.ready = func(ctx context.Context) error { return runtimeReady(ctx, n.VMRuntimeSocket()) }
+	case CRIProxy:
+		d.argv = append(d.argv, n.built("criproxy"), "--config", n.path(dirEtc, "criproxy.yaml"), "--logtostderr", "-v=2")
+		d.ready = func(ctx context.Context) error { return runtimeReady(ctx, n.CRIProxySocket()) }
+	case Kubelet:
+		d.argv = append(d.argv, n.kubeletCommand()...)
+		d.timeout = startSlow
+		d.ready = func(ctx context.Context) error { return answers(ctx, n.KubeletURL()+"/pods") }
+	default:
+		return daemon{}, fmt.Errorf("the node has no daemon %q: %w", name, errdefs.ErrNotFound)
+	}
+	return d, nil
+}
+
+func (n *Node) vmruntimeCommand() []string {
+	return []string{
+		n.built("vmruntime"),
+		"--state-dir", n.path(dirVM),
+		"--run-dir", filepath.Dir(n.VMRuntimeSocket()),
+		"--listen", n.VMRuntimeSocket(),
+		"--libvirt-uri", n.LibvirtURI(),
+		"--emulator", qemuPath,
+		"--vmwrapper", n.path(dirPrograms, "vmwrapper"),
+		"--cni-conf-dir", n.path(dirEtc, "cni"),
+		"--cni-bin-dir", pluginsDir,
+		"--accelerator", n.cfg.Accelerator,
+		"--download-protocol", "http",
+		"--logtostderr", "-v=2",
+	}
+}
+
+func (n *Node) kubeletCommand() []string {
+	return []string{
+		"/usr/bin/unshare", "--mount", "--propagation", "unchanged",
+		"/bin/sh", n.path(dirEtc, "kubelet.sh"), n.path(dirCover),
+		n.tool("kubelet"),
+		"--config", n.path(dirEtc, "kubelet.yaml"),
+		"--root-dir", n.path(dirKubelet),
+		"--cert-dir", n.path(dirPKI),
+		"--hostname-override", n.cfg.Name,
+		"--node-ip", n.net.nodeIP().String(),
+		"--v", "2",
+	}
+}
+
+// siteAnswers asks for a file that is there, if any is.
+func (n *Node) siteAnswers(ctx context.Context) error {
+	err := answers(ctx, n.siteURL()+"/"+guestFile)
+	if missing := (statusError{}); errors.As(err, &missing) && missing.code == http.StatusNotFound {
+		return nil
+	}
+	return err
+}
+
+// siteURL is the image server's address from the machine; the node's daemons
+// reach it at http://127.0.0.1 too.
+func (n *Node) siteURL() string { return "http://" + n.net.nodeIP().String() }
+
+// statusError is an HTTP answer other than 200.
+type statusError struct {
+	url  string
+	code int
+}
+
+func (s statusError) Error() string { return fmt.Sprintf("GET %s answered %d", s.url, s.code) }
+
+func answers(ctx context.Context, url string) error {
+	_, err := fetch(ctx, url, 1)
+	return err
+}
+
+// fetch returns up to limit bytes of a page on this machine. kubelet's
+// certificate is self-signed, so certificates are not looked at.
+func fetch(ctx context.Context, url string, limit int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, startSoon)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", url, err)
+	}
+	transport := &http.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the node's own address
+	}
+	defer transport.CloseIdleConnections()
+	response, err := (&http.Client{Transport: transport}).Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", url, err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode != http.StatusOK {
+		return nil, statusError{url, response.StatusCode}
+	}
+	data, err := io.ReadAll(io.LimitReader(response.Body, limit))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", url, err)
+	}
+	return data, nil
+}
+
+// Dial connects to a CRI server; the caller closes the connection.
+func Dial(socket string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", socket, err)
+	}
+	return conn, nil
+}
+
+// runtimeReady asks a CRI server whether it and its network are ready.
+func runtimeReady(ctx context.Context, socket string) error {
+	conn, err := Dial(socket)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithTimeout(ctx, startSoon)
+	defer cancel()
+	answer, err := runtimeapi.NewRuntimeServiceClient(conn).Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		return fmt.Errorf("ask %s for its status: %w", socket, err)
+	}
+	for _, c := range answer.GetStatus().GetConditions() {
+		if !c.GetStatus() && (c.GetType() == runtimeapi.RuntimeReady || c.GetType() == runtimeapi.NetworkReady) {
+			return fmt.Errorf("%s is not %s: %s: %s: %w", socket, c.GetType(), c.GetReason(), c.GetMessage(), errdefs.ErrUnavailable)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,290 @@
+package node
+
+import (
+	_ "embed" // kubelet.sh
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/pelletier/go-toml/v2"
+	"sigs.k8s.io/yaml"
+)
+
+//go:embed kubelet.sh
+var kubeletScript []byte
+
+// registryPort is where the container image registry listens in the namespace.
+const registryPort = "5000"
+
+// streamPorts are where containerd and vmruntime serve exec and attach.
+const containerdStreamPort = "10011"
+
+func (n *Node) writeSettings() error {
+	containerd, err := toml.Marshal(n.containerdSettings())
+	if err != nil {
+		return fmt.Errorf("write settings of containerd: %w", err)
+	}
+	hosts, err := toml.Marshal(registryHosts())
+	if err != nil {
+		return fmt.Errorf("write registry of containerd: %w", err)
+	}
+	cni, err := json.MarshalIndent(n.cniSettings(), "", "  ")
+	if err != nil {
+		return fmt.Errorf("write CNI configuration: %w", err)
+	}
+	kubelet, err := yaml.Marshal(n.kubeletSettings())
+	if err != nil {
+		return fmt.Errorf("write settings of kubelet: %w", err)
+	}
+	proxy, err := yaml.Marshal(n.proxySettings())
+	if err != nil {
+		return fmt.Errorf("write settings of criproxy: %w", err)
+	}
+	dir := n.path(dirEtc, "registries", registryHost)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("write registry of containerd: %w", err)
+	}
+	return errors.Join(
+		n.writeSetting("containerd.toml", containerd),
+		n.writeSetting("registries/"+registryHost+"/hosts.toml", hosts),
+		n.writeSetting("cni/10-ambipod.conflist", cni),
+		n.writeSetting("kubelet.yaml", kubelet),
+		n.writeSetting("criproxy.yaml", proxy),
+		n.writeSetting("kubelet.sh", kubeletScript),
+		// Pods find no name server: nothing of this node leaves the machine.
+		n.writeSetting("resolv.conf", []byte("search ambipod.test\n")),
+	)
+}
+
+func (n *Node) writeSetting(name string, data []byte) error {
+	if err := os.WriteFile(n.path(dirEtc, name), data, 0o600); err != nil {
+		return fmt.Errorf("write setting: %w", err)
+	}
+	return nil
+}
+
+// table is a section of containerd's settings, whose keys are plugin names.
+type table = map[string]any
+
+// containerdSettings keeps all of containerd inside the node's root. Rights that
+// not every machine gives (raising limits, lowering the OOM score) are not used.
+func (n *Node) containerdSettings() table {
+	return table{
+		"version": 3,
+		"root":    n.path(dirContainerd, "root"),
+		"state":   n.path(dirContainerd, "state"),
+		"imports": []string{},
+		"grpc":    table{"address": n.ContainerdSocket()},
+		"ttrpc":   table{"address": n.ContainerdSocket() + ".ttrpc"},
+		"disabled_plugins": []string{
+			"io.containerd.nri.v1.nri",
+			"io.containerd.snapshotter.v1.blockfile",
+			"io.containerd.snapshotter.v1.btrfs",
+			"io.containerd.snapshotter.v1.devmapper",
+			"io.containerd.snapshotter.v1.erofs",
+			"io.containerd.snapshotter.v1.zfs",
+			"io.containerd.internal.v1.tracing",
+		},
+		"plugins": table{
+			"io.containerd.cri.v1.runtime": table{
+				"restrict_oom_score_adj":       true,
+				"netns_mounts_under_state_dir": true,
+				"enable_criu":                  false,
+				"cdi_spec_dirs":                []string{n.path(dirEtc, "cdi")},
+				"cni": table{
+					"bin_dirs": []string{pluginsDir},
+					"conf_dir": n.path(dirEtc, "cni"),
+				},
+				"containerd": table{"runtimes": table{"runc": table{
+					"runtime_type": "io.containerd.runc.v2",
+					"options": table{
+						"BinaryName": runcPath,
+						"Root":       n.path(dirContainerd, "runc"),
+					},
+				}}},
+			},
+			"io.containerd.cri.v1.images": table{
+				"pinned_images": table{"sandbox": pauseImage},
+				"registry":      table{"config_path": n.path(dirEtc, "registries")},
+			},
+			// Also the machine's clients, outside the namespace, stream from here.
+			"io.containerd.grpc.v1.cri": table{
+				"stream_server_address": n.net.nodeIP().String(),
+				"stream_server_port":    containerdStreamPort,
+			},
+			"io.containerd.internal.v1.opt":          table{"path": n.path(dirContainerd, "opt")},
+			"io.containerd.shim.v1.manager":          table{"socket_dir": n.path(dirRun, "s")},
+			"io.containerd.image-verifier.v1.bindir": table{"bin_dir": n.path(dirContainerd, "verifiers")},
+		},
+	}
+}
+
+// registryHosts sends pulls from the invented registry to the node's own.
+func registryHosts() table {
+	address := "http://127.0.0.1:" + registryPort
+	return table{
+		"server": address,
+		"host":   table{address: table{"capabilities": []string{"pull", "resolve"}}},
+	}
+}
+
+// cniList and its parts are the CNI configuration that both runtimes use.
+type cniList struct {
+	CNIVersion string `json:"cniVersion"`
+	Name       string `json:"name"`
+	Plugins    []any  `json:"plugins"`
+}
+
+type cniBridge struct {
+	Type        string  `json:"type"`
+	Bridge      string  `json:"bridge"`
+	IsGateway   bool    `json:"isGateway"`
+	HairpinMode bool    `json:"hairpinMode"`
+	IPAM        cniIPAM `json:"ipam"`
+}
+
+type cniIPAM struct {
+	Type    string       `json:"type"`
+	DataDir string       `json:"dataDir"`
+	Ranges  [][]cniRange `json:"ranges"`
+	Routes  []cniRoute   `json:"routes"`
+}
+
+type cniRange struct {
+	Subnet     netip.Prefix `json:"subnet"`
+	RangeStart netip.Addr   `json:"rangeStart"`
+	RangeEnd   netip.Addr   `json:"rangeEnd"`
+	Gateway    netip.Addr   `json:"gateway"`
+}
+
+type cniRoute struct {
+	Destination string `json:"dst"`
+}
+
+type cniPortmap struct {
+	Type         string          `json:"type"`
+	Capabilities map[string]bool `json:"capabilities"`
+}
+
+func (n *Node) cniSettings() cniList {
+	pods := n.net.Pods
+	return cniList{
+		CNIVersion: "1.0.0",
+		Name:       "ambipod",
+		Plugins: []any{
+			cniBridge{
+				Type: "bridge", Bridge: n.net.bridge(), IsGateway: true, HairpinMode: true,
+				IPAM: cniIPAM{
+					Type:    "host-local",
+					DataDir: n.path(dirLeases),
+					Ranges: [][]cniRange{{{
+						Subnet:     pods,
+						RangeStart: octet(pods, firstPod),
+						RangeEnd:   octet(pods, lastPod),
+						Gateway:    octet(pods, gatewayOctet),
+					}}},
+					Routes: []cniRoute{{Destination: "0.0.0.0/0"}},
+				},
+			},
+			cniPortmap{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}},
+		},
+	}
+}
+
+// kubeletConfig has the settings of KubeletConfiguration v1beta1 that the node
+// needs; all else is kubelet's default.
+type kubeletConfig struct {
+	APIVersion               string            `json:"apiVersion"`
+	Kind                     string            `json:"kind"`
+	ContainerRuntimeEndpoint string            `json:"containerRuntimeEndpoint"`
+	StaticPodPath            string            `json:"staticPodPath"`
+	FileCheckFrequency       string            `json:"fileCheckFrequency"`
+	SyncFrequency            string            `json:"syncFrequency"`
+	Address                  string            `json:"address"`
+	Authentication           map[string]any    `json:"authentication"`
+	Authorization            map[string]string `json:"authorization"`
+	ReadOnlyPort             int               `json:"readOnlyPort"`
+	HealthzPort              int               `json:"healthzPort"`
+	CgroupDriver             string            `json:"cgroupDriver"`
+	CgroupRoot               string            `json:"cgroupRoot"`
+	FailCgroupV1             bool              `json:"failCgroupV1"`
+	FailSwapOn               bool              `json:"failSwapOn"`
+	EnforceNodeAllocatable   []string          `json:"enforceNodeAllocatable"`
+	OOMScoreAdj              int               `json:"oomScoreAdj"`
+	MakeIPTablesUtilChains   bool              `json:"makeIPTablesUtilChains"`
+	PodLogsDir               string            `json:"podLogsDir"`
+	VolumePluginDir          string            `json:"volumePluginDir"`
+	ResolvConf               string            `json:"resolvConf"`
+	PodCIDR                  string            `json:"podCIDR"`
+	EvictionHard             map[string]string `json:"evictionHard"`
+	ImageGCHigh              int               `json:"imageGCHighThresholdPercent"`
+	RegisterNode             bool              `json:"registerNode"`
+	EnableServer             bool              `json:"enableServer"`
+}
+
+// kubeletSettings describe a kubelet that nobody but this machine talks to, so
+// everyone may; that neither evicts pods nor removes images because the disk is
+// full of other people's files; and that works without an API server.
+func (n *Node) kubeletSettings() kubeletConfig {
+	return kubeletConfig{
+		APIVersion:               "kubelet.config.k8s.io/v1beta1",
+		Kind:                     "KubeletConfiguration",
+		ContainerRuntimeEndpoint: "unix://" + n.CRISocket(),
+		StaticPodPath:            n.ManifestDir(),
+		FileCheckFrequency:       "1s",
+		SyncFrequency:            "10s",
+		Address:                  n.net.nodeIP().String(),
+		Authentication: map[string]any{
+			"anonymous": map[string]bool{"enabled": true},
+			"webhook":   map[string]bool{"enabled": false},
+		},
+		Authorization:          map[string]string{"mode": "AlwaysAllow"},
+		ReadOnlyPort:           10255,
+		HealthzPort:            10248,
+		CgroupDriver:           "cgroupfs",
+		CgroupRoot:             n.cgroup(),
+		EnforceNodeAllocatable: []string{},
+		PodLogsDir:             n.PodLogDir(),
+		VolumePluginDir:        n.path(dirKubelet, "exec-plugins"),
+		ResolvConf:             n.path(dirEtc, "resolv.conf"),
+		EvictionHard: map[string]string{
+			"memory.available": "1Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
+			"imagefs.available": "0%", "imagefs.inodesFree": "0%",
+		},
+		ImageGCHigh:  100,
+		EnableServer: true,
+	}
+}
+
+// proxyConfig is criproxy's configuration file.
+type proxyConfig struct {
+	Listen   string         `json:"listen"`
+	StateDir string         `json:"stateDir"`
+	Backends []proxyBackend `json:"backends"`
+}
+
+type proxyBackend struct {
+	Name            string   `json:"name"`
+	Socket          string   `json:"socket"`
+	Default         bool     `json:"default,omitempty"`
+	IDPrefix        string   `json:"idPrefix,omitempty"`
+	ImagePrefixes   []string `json:"imagePrefixes,omitempty"`
+	RuntimeHandlers []string `json:"runtimeHandlers,omitempty"`
+}
+
+func (n *Node) proxySettings() proxyConfig {
+	return proxyConfig{
+		Listen:   n.CRIProxySocket(),
+		StateDir: n.path(dirRun, "criproxy"),
+		Backends: []proxyBackend{
+			{Name: "containerd", Socket: n.ContainerdSocket(), Default: true},
+			{
+				Name: "vm", Socket: n.VMRuntimeSocket(), IDPrefix: "vm.",
+				ImagePrefixes:   []string{"vm.ambipod.io/", "virtlet.cloud/"},
+				RuntimeHandlers: []string{"vm"},
+			},
+		},
+	}
+}
