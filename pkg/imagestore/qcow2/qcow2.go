@@ -126,7 +126,7 @@ func CheckHeader(head []byte, maxVirtualSize int64) (Header, error) {
 // content contain ErrRefused and say what was found.
 func Check(r io.ReaderAt, fileSize, maxVirtualSize int64) (Header, error) {
 	head := make([]byte, min(fileSize, longestHeaderSize))
-	if _, err := r.ReadAt(head, 0); err != nil {
+	if _, err := r.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return Header{}, fmt.Errorf("read qcow2 header: %w", err)
 	}
 	h, err := parse(head)
