@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -66,14 +67,26 @@ func readConfigFile(path string) (*libcni.NetworkConfigList, error) {
 		}
 		return list, err
 	}
-	conf, err := libcni.ConfFromFile(path)
+	return readSingleConfig(path)
+}
+
+// readSingleConfig reads the old format, one plugin without a list around it.
+func readSingleConfig(path string) (*libcni.NetworkConfigList, error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	if conf.Network.Type == "" {
-		return nil, errors.New("it names no plugin (key \"type\")")
+	conf, err := libcni.NetworkPluginConfFromBytes(data)
+	if err != nil {
+		return nil, err
 	}
-	return libcni.ConfListFromConf(conf)
+	doc, err := json.Marshal(map[string]any{
+		"name": conf.Network.Name, "cniVersion": conf.Network.CNIVersion, "plugins": []json.RawMessage{data},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(doc)
 }
 
 // inlined returns the configuration as one document that holds all plugins,

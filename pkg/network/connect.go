@@ -123,8 +123,7 @@ func join(h *netlink.Handle, r *Result, i int, sink netlink.Link) error {
 // ensureTap returns the persistent tap of that name, made if absent, muted and up.
 func ensureTap(h *netlink.Handle, path, name string, mtu int) (netlink.Link, error) {
 	link, err := h.LinkByName(name)
-	var absent netlink.LinkNotFoundError
-	if errors.As(err, &absent) {
+	if _, absent := errors.AsType[netlink.LinkNotFoundError](err); absent {
 		if err := netns.Do(path, func() error { return tap.Create(name) }); err != nil {
 			return nil, err
 		}

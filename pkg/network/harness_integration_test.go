@@ -396,7 +396,7 @@ func mustDial(t *testing.T, path, addr string) {
 	}
 }
 
-func hostPort(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
+func web(a netip.Addr) string { return netip.AddrPortFrom(a, 80).String() }
 
 func must(t *testing.T, err error) {
 	t.Helper()

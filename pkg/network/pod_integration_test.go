@@ -55,10 +55,10 @@ func TestPodNetwork(t *testing.T) {
 	must(t, err)
 	checkLease(t, lease.ACK, r)
 	g.configure(r)
-	echo(t, g.netns, hostPort(ip, 80))
-	echo(t, n.netns, hostPort(gw, 80))
-	mustDial(t, n.netns, hostPort(ip, 80))
-	mustDial(t, g.netns, hostPort(gw, 80))
+	echo(t, g.netns, web(ip))
+	echo(t, n.netns, web(gw))
+	mustDial(t, n.netns, web(ip))
+	mustDial(t, g.netns, web(gw))
 
 	must(t, n.onHost(func() error { return n.manager.Check(t.Context(), pod.SandboxID) }))
 	counters, err := n.manager.Stats(pod.SandboxID)
@@ -98,20 +98,20 @@ func TestReconnect(t *testing.T) {
 	r := n.connected(pod)
 	g := n.newGuest(pod, r, 0)
 	g.configure(r)
-	echo(t, g.netns, hostPort(r.IPs()[0], 80))
-	mustDial(t, n.netns, hostPort(r.IPs()[0], 80))
+	echo(t, g.netns, web(r.IPs()[0]))
+	mustDial(t, n.netns, web(r.IPs()[0]))
 	before := filterHandles(t, r)
 
 	must(t, n.manager.Close())
 	n.manager = n.newManager(Options{})
-	mustDial(t, n.netns, hostPort(r.IPs()[0], 80))
+	mustDial(t, n.netns, web(r.IPs()[0]))
 	for range 2 {
 		must(t, n.manager.Connect(t.Context(), pod.SandboxID, r))
 	}
 	lease, err := g.dhcp(t.Context(), everything)
 	must(t, err)
 	checkLease(t, lease.ACK, r)
-	mustDial(t, n.netns, hostPort(r.IPs()[0], 80))
+	mustDial(t, n.netns, web(r.IPs()[0]))
 	if diff := cmp.Diff(before, filterHandles(t, r)); diff != "" {
 		t.Errorf("filters were touched under a running guest:\n%s", diff)
 	}

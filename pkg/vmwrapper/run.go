@@ -98,14 +98,10 @@ func fetch(ctx context.Context, socket, key string) (fdproto.Reply, []int, error
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return fdproto.Reply{}, nil, err
 	}
-	// A server that refuses the caller answers without reading the request, so a
-	// failure to send is told only if there is no answer.
-	sendErr := fdproto.SendRequest(conn, key)
-	reply, fds, err := fdproto.ReceiveReply(conn)
-	if err != nil && sendErr != nil && errors.Is(err, syscall.ECONNRESET) {
-		err = sendErr
+	if err := fdproto.SendRequest(conn, key); err != nil {
+		return fdproto.Reply{}, nil, err
 	}
-	return reply, fds, err
+	return fdproto.ReceiveReply(conn)
 }
 
 func keepOnExec(fd int) error {

@@ -1,7 +1,9 @@
 package dhcp
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"strings"
@@ -86,8 +88,8 @@ func (c Config) options() []dhcpv4.Option {
 	if c.Hostname != "" {
 		opts = append(opts, dhcpv4.OptHostName(c.Hostname))
 	}
-	if c.MTU > 0 && c.MTU <= 0xffff {
-		opts = append(opts, dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, []byte{byte(c.MTU >> 8), byte(c.MTU)}))
+	if c.MTU > 0 && c.MTU <= math.MaxUint16 {
+		opts = append(opts, dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(c.MTU))))
 	}
 	if search := domains(c.Search); len(search) > 0 {
 		opts = append(opts, dhcpv4.OptDomainName(search[0]), searchOption(search))
@@ -160,7 +162,7 @@ func searchOption(search []string) dhcpv4.Option {
 	var b []byte
 	for _, d := range search {
 		for label := range strings.SplitSeq(d, ".") {
-			b = append(b, byte(len(label)))
+			b = append(b, byte(len(label))) //nolint:gosec // domains lets at most 63 through
 			b = append(b, label...)
 		}
 		b = append(b, 0)

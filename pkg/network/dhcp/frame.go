@@ -62,8 +62,8 @@ func parse(frame []byte) (datagram, error) {
 
 // marshal writes a datagram from the server's port to the client's.
 func (d datagram) marshal() []byte {
-	udpLen := udpHeaderLen + len(d.payload)
-	b := make([]byte, 0, etherHeaderLen+ipHeaderLen+udpLen)
+	udpLen := uint16(udpHeaderLen + len(d.payload)) //nolint:gosec // the payload is a DHCP message, fitted to the MTU
+	b := make([]byte, 0, etherHeaderLen+ipHeaderLen+udpHeaderLen+len(d.payload))
 	b = append(b, d.dstMAC...)
 	b = append(b, d.srcMAC...)
 	b = binary.BigEndian.AppendUint16(b, unix.ETH_P_IP)
@@ -71,7 +71,7 @@ func (d datagram) marshal() []byte {
 	src, dst := d.src.As4(), d.dst.As4()
 	ip := len(b)
 	b = append(b, 0x45, 0x10) // no options; low delay
-	b = binary.BigEndian.AppendUint16(b, uint16(ipHeaderLen+udpLen))
+	b = binary.BigEndian.AppendUint16(b, ipHeaderLen+udpLen)
 	b = append(b, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0) // no fragment, TTL 64
 	b = append(b, src[:]...)
 	b = append(b, dst[:]...)
@@ -80,7 +80,7 @@ func (d datagram) marshal() []byte {
 	udp := len(b)
 	b = binary.BigEndian.AppendUint16(b, serverPort)
 	b = binary.BigEndian.AppendUint16(b, clientPort)
-	b = binary.BigEndian.AppendUint16(b, uint16(udpLen))
+	b = binary.BigEndian.AppendUint16(b, udpLen)
 	b = append(b, 0, 0)
 	b = append(b, d.payload...)
 	pseudo := sum(b[ip+12:ip+20], uint32(unix.IPPROTO_UDP)+uint32(udpLen))

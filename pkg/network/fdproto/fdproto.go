@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"syscall"
@@ -129,7 +130,7 @@ func ReceiveReply(c *net.UnixConn) (Reply, []int, error) {
 	buf := make([]byte, maxReply)
 	rights := make([]byte, syscall.CmsgSpace(4*2*MaxNICs))
 	n, rn, flags, _, err := c.ReadMsgUnix(buf, rights)
-	if err != nil {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return Reply{}, nil, fmt.Errorf("receive reply: %w", err)
 	}
 	if n == 0 {

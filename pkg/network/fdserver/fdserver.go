@@ -156,14 +156,14 @@ func (s *Server) take(key string) (Grant, bool) {
 func (s *Server) Serve(ctx context.Context) error {
 	var callers sync.WaitGroup
 	slots := make(chan struct{}, maxCallers)
-	stop := context.AfterFunc(ctx, func() { s.listener.Close() }) //nolint:errcheck // ends Accept, which reports
+	stop := context.AfterFunc(ctx, func() { _ = s.listener.Close() }) // ends Accept, which reports
 	defer stop()
 	var failure error
 	for {
 		conn, err := s.listener.AcceptUnix()
 		if ctx.Err() != nil {
 			if err == nil {
-				err = conn.Close()
+				failure = conn.Close()
 			}
 			break
 		}
@@ -213,7 +213,7 @@ func wait(ctx context.Context, d time.Duration) {
 // serve answers one caller. Its connection is closed when the server stops, so
 // a caller that stays silent delays nothing.
 func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // the connection ends next
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) }) // the connection ends next
 	defer stop()
 	defer conn.Close() //nolint:errcheck // nothing is lost by it
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout+grantTimeout)
@@ -225,20 +225,22 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 		return
 	}
 	s.o.Logger.Warn("network descriptors refused", "pid", pid, "err", err)
-	// The caller may be gone; then its refusal is in the log alone.
+	// The caller may be gone or not read; then its refusal is in the log alone.
+	_ = conn.SetWriteDeadline(time.Now().Add(requestTimeout))
 	_ = fdproto.SendReply(conn, fdproto.Reply{Error: "vmruntime refused the network descriptors: " + err.Error()}, nil)
 }
 
-// answer returns the caller's process ID, 0 while unknown.
+// answer returns the caller's process ID, 0 while unknown. The request is read
+// before anything is refused: closing with unread data would lose the refusal.
 func (s *Server) answer(ctx context.Context, conn *net.UnixConn) (int, error) {
-	pid, err := s.identify(conn)
-	if err != nil {
-		return pid, err
-	}
-	if err := conn.SetReadDeadline(time.Now().Add(requestTimeout)); err != nil {
-		return pid, err
+	if err := conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
+		return 0, err
 	}
 	request, err := fdproto.ReceiveRequest(conn)
+	if err != nil {
+		return 0, err
+	}
+	pid, err := s.identify(conn)
 	if err != nil {
 		return pid, err
 	}
@@ -248,9 +250,6 @@ func (s *Server) answer(ctx context.Context, conn *net.UnixConn) (int, error) {
 	}
 	if err := g.Admit(pid); err != nil {
 		return pid, fmt.Errorf("admit process %d: %w", pid, err)
-	}
-	if err := conn.SetWriteDeadline(time.Now().Add(requestTimeout)); err != nil {
-		return pid, err
 	}
 	return pid, s.handOver(ctx, conn, g)
 }
@@ -324,6 +323,9 @@ func (s *Server) handOver(ctx context.Context, conn *net.UnixConn, g Grant) (err
 			nic.Slot = firstSlot + i
 		}
 		reply.NICs = append(reply.NICs, nic)
+	}
+	if err := conn.SetWriteDeadline(time.Now().Add(requestTimeout)); err != nil {
+		return err
 	}
 	return fdproto.SendReply(conn, reply, ordered)
 }
