@@ -54,7 +54,7 @@ func richDomain() libvirttools.Domain {
 	d.CPUModel = libvirttools.CPUHostModel
 	d.Env = nil
 	d.AgentSocket = ""
-	d.VNCSocket = "/run/ambipod/vms/c0/vnc.sock"
+	d.Screen = true
 	d.Disks = []libvirttools.Disk{
 		{Path: "/dev/mapper/root", Device: true, Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Serial: "root"},
 		{Path: "/data,with&odd<name>.img", Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Target: "vdc", ReadOnly: true},
@@ -184,7 +184,6 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"no console log":       {func(d *domain) { d.Console.Log = "" }, "console log"},
 		"long console socket":  {func(d *domain) { d.Console.Socket = "/" + strings.Repeat("x", 107) }, "107 bytes"},
 		"relative agent":       {func(d *domain) { d.AgentSocket = "agent.sock" }, "agent socket"},
-		"relative screen":      {func(d *domain) { d.VNCSocket = "vnc.sock" }, "screen socket"},
 		"no disk":              {func(d *domain) { d.Disks = nil }, "disk to boot from"},
 		"format unsaid":        {func(d *domain) { d.Disks[0].Format = "" }, `format ""`},
 		"backing unsaid":       {func(d *domain) { d.Disks[0].Backing.Format = "auto" }, `format "auto"`},

@@ -29,7 +29,9 @@ func devices(d Domain, targets []string) *libvirtxml.DomainDeviceList {
 	for i, one := range d.Disks {
 		list.Disks = append(list.Disks, disk(one, targets[i], i == 0))
 	}
-	addScreen(list, d.VNCSocket)
+	if d.Screen {
+		addScreen(list)
+	}
 	return list
 }
 
@@ -110,15 +112,11 @@ func agent(socket string) libvirtxml.DomainChannel {
 }
 
 // addScreen gives the VM a graphics card whose picture is served on a unix socket,
-// never on TCP.
-func addScreen(list *libvirtxml.DomainDeviceList, socket string) {
-	if socket == "" {
-		return
-	}
+// never on TCP. libvirt chooses its path, since QEMU itself makes the socket and
+// needs a folder that it may write to.
+func addScreen(list *libvirtxml.DomainDeviceList) {
 	list.Graphics = []libvirtxml.DomainGraphic{{VNC: &libvirtxml.DomainGraphicVNC{
-		Listeners: []libvirtxml.DomainGraphicListener{{
-			Socket: &libvirtxml.DomainGraphicListenerSocket{Socket: socket},
-		}},
+		Listeners: []libvirtxml.DomainGraphicListener{{Socket: &libvirtxml.DomainGraphicListenerSocket{}}},
 	}}}
 	list.Videos = []libvirtxml.DomainVideo{{
 		Model:   libvirtxml.DomainVideoModel{Type: "vga", Heads: 1},

@@ -50,7 +50,7 @@ type Domain struct {
 	Disks       []Disk // the first one boots
 	Console     Console
 	AgentSocket string // of org.qemu.guest_agent.0; default: libvirt chooses a path
-	VNCSocket   string // a screen on this unix socket; default: no screen at all
+	Screen      bool   // a graphics card, see Client.OpenScreen; default: none
 }
 
 // Disk is a disk of the guest, backed by a file or a block device of the node.

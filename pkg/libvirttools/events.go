@@ -158,14 +158,18 @@ func (s *subscription) cancel(conn *libvirt.Connect) {
 	s.ids = nil
 }
 
-// push queues an event without waiting.
+// push queues an event about a domain without waiting.
 func (s *subscription) push(dom *libvirt.Domain, kind Kind, reason Reason) {
 	uuid, err := dom.GetUUIDString() // asks nobody
 	if kind == "" || err != nil {
 		return
 	}
+	s.queue(Event{Kind: kind, UUID: uuid, Reason: reason, At: time.Now()})
+}
+
+func (s *subscription) queue(e Event) {
 	select {
-	case s.events <- Event{Kind: kind, UUID: uuid, Reason: reason, At: time.Now()}:
+	case s.events <- e:
 	default:
 		s.dropped.Store(true)
 	}
@@ -214,12 +218,13 @@ var kinds = map[libvirt.DomainEventType]Kind{
 }
 
 var stoppedReasons = map[libvirt.DomainEventStoppedDetailType]Reason{
-	libvirt.DOMAIN_EVENT_STOPPED_SHUTDOWN:      ReasonShutdown,
-	libvirt.DOMAIN_EVENT_STOPPED_DESTROYED:     ReasonDestroyed,
-	libvirt.DOMAIN_EVENT_STOPPED_CRASHED:       ReasonCrashed,
-	libvirt.DOMAIN_EVENT_STOPPED_MIGRATED:      ReasonMigrated,
-	libvirt.DOMAIN_EVENT_STOPPED_SAVED:         ReasonSaved,
-	libvirt.DOMAIN_EVENT_STOPPED_FAILED:        ReasonFailed,
+	libvirt.DOMAIN_EVENT_STOPPED_SHUTDOWN:  ReasonShutdown,
+	libvirt.DOMAIN_EVENT_STOPPED_DESTROYED: ReasonDestroyed,
+	libvirt.DOMAIN_EVENT_STOPPED_CRASHED:   ReasonCrashed,
+	libvirt.DOMAIN_EVENT_STOPPED_MIGRATED:  ReasonMigrated,
+	libvirt.DOMAIN_EVENT_STOPPED_SAVED:     ReasonSaved,
+	// QEMU went away by itself. A start that fails causes no event.
+	libvirt.DOMAIN_EVENT_STOPPED_FAILED:        ReasonCrashed,
 	libvirt.DOMAIN_EVENT_STOPPED_FROM_SNAPSHOT: ReasonSnapshot,
 }
 

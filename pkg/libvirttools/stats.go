@@ -68,7 +68,7 @@ func (c *Client) Stats(ctx context.Context, uuids []string) ([]Stats, error) {
 		}
 		// Without NOWAIT, one hung QEMU would hold up the numbers of all.
 		records, err := conn.GetAllDomainStats(doms,
-			libvirt.DOMAIN_STATS_BLOCK|libvirt.DOMAIN_STATS_BALLOON,
+			libvirt.DOMAIN_STATS_STATE|libvirt.DOMAIN_STATS_BLOCK|libvirt.DOMAIN_STATS_BALLOON,
 			libvirt.CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
 		if err != nil {
 			return nil, err
@@ -94,8 +94,8 @@ func toStats(records []libvirt.DomainStats) ([]Stats, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(r.Block) == 0 {
-			continue // not running, or busy
+		if !isActive(r.State) || len(r.Block) == 0 {
+			continue
 		}
 		one := Stats{UUID: uuid, Guest: guestMemory(r.Balloon)}
 		for _, b := range r.Block {
@@ -109,6 +109,10 @@ func toStats(records []libvirt.DomainStats) ([]Stats, error) {
 		list = append(list, one)
 	}
 	return list, nil
+}
+
+func isActive(s *libvirt.DomainStatsState) bool {
+	return s != nil && s.StateSet && toState(s.State, s.Reason).Active()
 }
 
 func guestMemory(b *libvirt.DomainStatsBalloon) *GuestMemory {

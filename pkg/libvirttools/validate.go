@@ -106,12 +106,7 @@ func (d Domain) validatePaths() error {
 		return err
 	}
 	if d.AgentSocket != "" {
-		if err := validateSocket("agent socket", d.AgentSocket); err != nil {
-			return err
-		}
-	}
-	if d.VNCSocket != "" {
-		return validateSocket("screen socket", d.VNCSocket)
+		return validateSocket("agent socket", d.AgentSocket)
 	}
 	return nil
 }
