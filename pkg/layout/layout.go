@@ -88,6 +88,10 @@ func (v VM) ConsoleSocket() string { return filepath.Join(v.RunDir, "console.soc
 // AgentSocket is the guest agent's channel, a unix socket that QEMU binds.
 func (v VM) AgentSocket() string { return filepath.Join(v.RunDir, "agent.sock") }
 
+// ExecSocket carries the streams of commands in the guest, a unix socket that QEMU
+// binds.
+func (v VM) ExecSocket() string { return filepath.Join(v.RunDir, "exec.sock") }
+
 // Create makes the folders of a node with their modes; existing ones are
 // tightened to the same modes.
 func (l Layout) Create() error {

@@ -40,6 +40,7 @@ func plainDomain() libvirttools.Domain {
 		},
 		Console:     libvirttools.Console{Socket: "/run/ambipod/vms/c0/console.sock", Log: "/var/lib/ambipod/vms/c0/console.log"},
 		AgentSocket: "/run/ambipod/vms/c0/agent.sock",
+		ExecSocket:  "/run/ambipod/vms/c0/exec.sock",
 	}
 }
 
@@ -54,6 +55,7 @@ func richDomain() libvirttools.Domain {
 	d.CPUModel = libvirttools.CPUHostModel
 	d.Env = nil
 	d.AgentSocket = ""
+	d.ExecSocket = ""
 	d.Screen = true
 	d.Disks = []libvirttools.Disk{
 		{Path: "/dev/mapper/root", Device: true, Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Serial: "root"},
@@ -183,6 +185,7 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"variable with NUL":    {func(d *domain) { d.Env = map[string]string{"A": "c\x00"} }, "environment variable A"},
 		"no console log":       {func(d *domain) { d.Console.Log = "" }, "console log"},
 		"long console socket":  {func(d *domain) { d.Console.Socket = "/" + strings.Repeat("x", 107) }, "107 bytes"},
+		"relative exec":        {func(d *domain) { d.ExecSocket = "exec.sock" }, "exec socket"},
 		"relative agent":       {func(d *domain) { d.AgentSocket = "agent.sock" }, "agent socket"},
 		"no disk":              {func(d *domain) { d.Disks = nil }, "disk to boot from"},
 		"format unsaid":        {func(d *domain) { d.Disks[0].Format = "" }, `format ""`},

@@ -40,6 +40,7 @@ type Client struct {
 
 	acts  *link // changes domains; may be busy for seconds
 	looks *link // answers at once
+	talks *link // asks guests, who may never answer
 
 	mu     sync.Mutex // guards the rest
 	inLoop bool       // holds the event loop
@@ -57,6 +58,7 @@ func NewClient(o Options) *Client {
 		log:   o.Logger,
 		acts:  &link{uri: o.URI, silence: silence},
 		looks: &link{uri: o.URI, silence: silence},
+		talks: &link{uri: o.URI, silence: silence},
 	}
 }
 
@@ -73,11 +75,13 @@ func (c *Client) Close() error {
 	}
 	c.acts.shut()
 	c.looks.shut()
+	c.talks.shut()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		c.acts.wg.Wait()
 		c.looks.wg.Wait()
+		c.talks.wg.Wait()
 		if inLoop {
 			loop.leave() // not before: it serves the calls
 		}

@@ -10,7 +10,7 @@ func devices(d Domain, targets []string) *libvirtxml.DomainDeviceList {
 		Emulator:    d.Emulator,
 		Controllers: controllers(),
 		Serials:     []libvirtxml.DomainSerial{serial(d.Console)},
-		Channels:    []libvirtxml.DomainChannel{agent(d.AgentSocket)},
+		Channels:    channels(d),
 		MemBalloon: &libvirtxml.DomainMemBalloon{
 			Model:             "virtio",
 			AutoDeflate:       "on", // rather than let the guest run out of memory
@@ -100,14 +100,22 @@ func serial(c Console) libvirtxml.DomainSerial {
 	}
 }
 
-func agent(socket string) libvirtxml.DomainChannel {
+func channels(d Domain) []libvirtxml.DomainChannel {
+	list := []libvirtxml.DomainChannel{channel(AgentChannel, d.AgentSocket)}
+	if d.ExecSocket != "" {
+		list = append(list, channel(ExecChannel, d.ExecSocket))
+	}
+	return list
+}
+
+func channel(name, socket string) libvirtxml.DomainChannel {
 	source := &libvirtxml.DomainChardevSourceUNIX{}
 	if socket != "" {
 		source.Mode, source.Path = "bind", socket
 	}
 	return libvirtxml.DomainChannel{
 		Source: &libvirtxml.DomainChardevSource{UNIX: source},
-		Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: AgentChannel}},
+		Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: name}},
 	}
 }
 

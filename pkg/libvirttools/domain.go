@@ -50,6 +50,7 @@ type Domain struct {
 	Disks       []Disk // the first one boots
 	Console     Console
 	AgentSocket string // of org.qemu.guest_agent.0; default: libvirt chooses a path
+	ExecSocket  string // of ExecChannel; default: the guest has no such channel
 	Screen      bool   // a graphics card, see Client.OpenScreen; default: none
 }
 
@@ -76,6 +77,10 @@ type Console struct {
 
 // AgentChannel is the virtio-serial port that the guest's qemu-guest-agent opens.
 const AgentChannel = "org.qemu.guest_agent.0"
+
+// ExecChannel is the virtio-serial port over which commands in the guest have their
+// streams; see pkg/guestexec.
+const ExecChannel = "org.ambipod.exec.0"
 
 // defaultTCGCPU runs what distributions built for x86-64-v2 need, which QEMU's own
 // default does not, and avoids the wide vector units that TCG emulates slowly.

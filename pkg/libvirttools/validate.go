@@ -105,8 +105,13 @@ func (d Domain) validatePaths() error {
 	if err := validateSocket("console socket", d.Console.Socket); err != nil {
 		return err
 	}
-	if d.AgentSocket != "" {
-		return validateSocket("agent socket", d.AgentSocket)
+	for _, optional := range []struct{ what, path string }{{"agent socket", d.AgentSocket}, {"exec socket", d.ExecSocket}} {
+		if optional.path == "" {
+			continue
+		}
+		if err := validateSocket(optional.what, optional.path); err != nil {
+			return err
+		}
 	}
 	return nil
 }
