@@ -4,7 +4,7 @@
 #
 # usage: hack/build-tools.sh NAME...
 #   names: kubelet kubectl kube-apiserver kube-scheduler kube-controller-manager
-#          containerd crictl critest crane golangci-lint
+#          containerd crictl critest crane gotestsum golangci-lint
 #
 # A tool is built again only when its module's go.mod or go.sum has changed.
 set -euo pipefail
@@ -61,6 +61,7 @@ for name; do
 	crictl) build cri-tools crictl go build -trimpath -ldflags '-s -w' -o "$bin/" sigs.k8s.io/cri-tools/cmd/crictl ;;
 	critest) build cri-tools critest go test -c -o "$bin/critest" sigs.k8s.io/cri-tools/cmd/critest ;;
 	crane) build crane crane go build -trimpath -ldflags '-s -w' -o "$bin/" github.com/google/go-containerregistry/cmd/crane ;;
+	gotestsum) build gotestsum gotestsum go build -trimpath -ldflags '-s -w' -o "$bin/" gotest.tools/gotestsum ;;
 	golangci-lint) build golangci-lint golangci-lint go build -trimpath -ldflags '-s -w' -o "$bin/" github.com/golangci/golangci-lint/v2/cmd/golangci-lint ;;
 	*)
 		printf 'hack/build-tools.sh: unknown tool %q; see the list at the top of the script\n' "$name" >&2

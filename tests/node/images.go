@@ -18,7 +18,7 @@ const (
 	ContainerImage = registryHost + "/busybox:latest"
 	// VMImage is the tiny guest. References have no room for a port, so it is
 	// served on port 80 of the namespace's loopback.
-	VMImage = "vm.ambipod.io/127.0.0.1/" + guestFile + ":latest"
+	VMImage = "vm.ambipod.io/http/127.0.0.1/" + guestFile + ":latest"
 
 	guestFile = "tiny.qcow2"
 )

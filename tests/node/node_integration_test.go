@@ -37,7 +37,7 @@ func config(t *testing.T) node.Config {
 	}
 	return node.Config{
 		Checkout: top,
-		Name:     fmt.Sprintf("n%d-%s", os.Getpid(), strings.ToLower(t.Name())),
+		Name:     fmt.Sprintf("n%d-%s", os.Getpid(), strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))),
 		Without:  []string{node.Libvirtd, node.VMRuntime, node.CRIProxy, node.Kubelet},
 	}
 }
@@ -104,10 +104,23 @@ func page(t *testing.T, ip string) string {
 	return strings.TrimSpace(string(text))
 }
 
+// TestKubeletRunsAContainerPod compares a node with and one without criproxy,
+// whose other backend is absent.
 func TestKubeletRunsAContainerPod(t *testing.T) {
-	cfg := config(t)
-	cfg.Without = []string{node.Libvirtd, node.VMRuntime, node.CRIProxy}
-	n := start(t, cfg)
+	for name, without := range map[string][]string{
+		"proxy":  {node.Libvirtd, node.VMRuntime},
+		"direct": {node.Libvirtd, node.VMRuntime, node.CRIProxy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config(t)
+			cfg.Without = without
+			runAndRemove(t, start(t, cfg))
+		})
+	}
+}
+
+func runAndRemove(t *testing.T, n *node.Node) {
+	t.Helper()
 	if got := page(t, runContainer(t, n)); got != "container" {
 		t.Errorf("the pod's page seen from the machine is %q, want %q", got, "container")
 	}

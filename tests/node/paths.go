@@ -72,6 +72,9 @@ func (n *Node) programs() []string {
 // Root is the folder with all the node's files.
 func (n *Node) Root() string { return n.root }
 
+// Checkout is the top folder of the source that the node runs.
+func (n *Node) Checkout() string { return n.cfg.Checkout }
+
 // ManifestDir is where kubelet looks for static pods.
 func (n *Node) ManifestDir() string { return n.path(dirManifests) }
 
@@ -129,6 +132,7 @@ func (n *Node) makeFolders() error {
 		{"", 0o711},
 		{dirPrograms, 0o755},
 		{dirRun, 0o711},
+		{filepath.Join(dirRun, "criproxy"), 0o700},
 		{dirLibvirt, 0o711},
 		{dirEtc, 0o700},
 		{filepath.Join(dirEtc, "cni"), 0o700},

@@ -68,7 +68,6 @@ func (n *Node) vmruntimeCommand() []string {
 		"--cni-conf-dir", n.path(dirEtc, "cni"),
 		"--cni-bin-dir", pluginsDir,
 		"--accelerator", n.cfg.Accelerator,
-		"--download-protocol", "http",
 		"--logtostderr", "-v=2",
 	}
 }
@@ -107,6 +106,9 @@ type statusError struct {
 }
 
 func (s statusError) Error() string { return fmt.Sprintf("GET %s answered %d", s.url, s.code) }
+
+// Fetch returns a page of a pod or of the node.
+func Fetch(ctx context.Context, url string) ([]byte, error) { return fetch(ctx, url, maxPage) }
 
 func answers(ctx context.Context, url string) error {
 	_, err := fetch(ctx, url, 1)

@@ -10,6 +10,8 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 	"sigs.k8s.io/yaml"
+
+	"github.com/ambipod/ambipod/pkg/proxy"
 )
 
 //go:embed kubelet.sh
@@ -53,6 +55,7 @@ func (n *Node) writeSettings() error {
 		n.writeSetting("kubelet.yaml", kubelet),
 		n.writeSetting("criproxy.yaml", proxy),
 		n.writeSetting("kubelet.sh", kubeletScript),
+		n.writeSetting("crictl.yaml", []byte("timeout: 60\n")),
 		// Pods find no name server: nothing of this node leaves the machine.
 		n.writeSetting("resolv.conf", []byte("search ambipod.test\n")),
 	)
@@ -266,25 +269,35 @@ type proxyConfig struct {
 }
 
 type proxyBackend struct {
-	Name            string   `json:"name"`
-	Socket          string   `json:"socket"`
-	Default         bool     `json:"default,omitempty"`
-	IDPrefix        string   `json:"idPrefix,omitempty"`
-	ImagePrefixes   []string `json:"imagePrefixes,omitempty"`
-	RuntimeHandlers []string `json:"runtimeHandlers,omitempty"`
+	Name            string            `json:"name"`
+	Socket          string            `json:"socket"`
+	Default         bool              `json:"default,omitempty"`
+	IDPrefix        string            `json:"idPrefix,omitempty"`
+	ImagePrefixes   []string          `json:"imagePrefixes,omitempty"`
+	RuntimeHandlers []string          `json:"runtimeHandlers,omitempty"`
+	Annotations     []proxyAnnotation `json:"annotations,omitempty"`
 }
 
+type proxyAnnotation struct {
+	Key    string   `json:"key"`
+	Values []string `json:"values"`
+}
+
+// proxySettings are criproxy's defaults on this node's sockets.
 func (n *Node) proxySettings() proxyConfig {
-	return proxyConfig{
-		Listen:   n.CRIProxySocket(),
-		StateDir: n.path(dirRun, "criproxy"),
-		Backends: []proxyBackend{
-			{Name: "containerd", Socket: n.ContainerdSocket(), Default: true},
-			{
-				Name: "vm", Socket: n.VMRuntimeSocket(), IDPrefix: "vm.",
-				ImagePrefixes:   []string{"vm.ambipod.io/", "virtlet.cloud/"},
-				RuntimeHandlers: []string{"vm"},
-			},
-		},
+	settings := proxyConfig{Listen: n.CRIProxySocket(), StateDir: n.path(dirRun, "criproxy")}
+	for _, b := range proxy.DefaultConfig().Backends {
+		backend := proxyBackend{
+			Name: b.Name, Socket: n.VMRuntimeSocket(), Default: b.Default, IDPrefix: b.IDPrefix,
+			ImagePrefixes: b.ImagePrefixes, RuntimeHandlers: b.RuntimeHandlers,
+		}
+		if b.Default {
+			backend.Socket = n.ContainerdSocket()
+		}
+		for _, a := range b.Annotations {
+			backend.Annotations = append(backend.Annotations, proxyAnnotation(a))
+		}
+		settings.Backends = append(settings.Backends, backend)
 	}
+	return settings
 }

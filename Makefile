@@ -1,0 +1,50 @@
+# Ambipod: containers and virtual machines under one kubelet.
+# `make help` lists the targets. All of them need root and Debian 12, and install
+# what they need by hack/setup.sh.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo up down build test unit integration e2e bench lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## run a container pod and a VM pod on a private node, show both, remove all
+	@hack/setup.sh demo
+	@_build/bin/node demo
+
+up: ## start a private node, print how to use it, write _run/env
+	@hack/setup.sh demo
+	@_build/bin/node up
+
+down: ## remove the node that `make up` started
+	@if [ -x _build/bin/node ]; then _build/bin/node down; else echo "No node is up."; fi
+
+build: ## build Ambipod's programs and images into _build/bin and _tools/images
+	@hack/setup.sh demo
+
+test: ## run all tests: unit, integration, end-to-end
+	@hack/setup.sh test
+	@hack/test.sh unit integration e2e
+
+unit: ## run the tests that need neither root nor daemons, with the race detector
+	@hack/setup.sh test
+	@hack/test.sh unit
+
+integration: ## run the tests with real libvirtd, QEMU, CNI plugins and containerd
+	@hack/setup.sh test
+	@hack/test.sh integration
+
+e2e: ## run the tests with a real kubelet; E2E_RUN=REGEXP chooses some
+	@hack/setup.sh test
+	@hack/test.sh e2e
+
+bench: ## measure what criproxy and vmruntime cost
+	@hack/setup.sh test
+	@hack/test.sh bench
+
+lint: ## check Go code and shell scripts
+	@hack/setup.sh lint
+	@hack/lint.sh
+
+clean: down ## remove all that was built, pinned tools too
+	rm -rf _build _tools _run

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/ambipod/ambipod/tests/node"
+)
+
+// upName is the node of `make up`; the demo has one of its own.
+const upName = "ambipod"
+
+func newUp(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "up",
+		Short: "Start a node and leave it running",
+		Example: `  make up
+  . _run/env
+  sed "s|image: .*|image: $VM_IMAGE|" examples/vm-pod.yaml >"$STATIC_PODS/vm.yaml"
+  $CRICTL -r "unix://$CRIPROXY_SOCK" pods`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return up(cmd.Context(), o) },
+	}
+}
+
+func newDown(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:     "down",
+		Short:   "Remove the node that up started, with all its pods",
+		Example: "  make down",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return down(cmd.Context(), o) },
+	}
+}
+
+func up(ctx context.Context, o *options) error {
+	p := newProgress(os.Stdout)
+	cfg, err := o.config(upName, p)
+	if err != nil {
+		return err
+	}
+	n, err := node.Start(ctx, cfg)
+	if errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("%w: make down removes it", err)
+	}
+	if err != nil {
+		return err
+	}
+	env := envFile(cfg)
+	if err := writeEnv(env, n.Env()); err != nil {
+		return errors.Join(err, n.Stop(context.WithoutCancel(ctx)))
+	}
+	p.printf(usage, env, n.Root())
+	return nil
+}
+
+// usage is printed when the node is up; arguments are the env file and the root.
+const usage = `
+The node is up. Its addresses are in %s; from the top of the checkout:
+
+  . _run/env
+  # one VM pod and one container pod, as static pods
+  sed "s|image: .*|image: $VM_IMAGE|" examples/vm-pod.yaml >"$STATIC_PODS/vm.yaml"
+  sed "s|image: .*|image: $CONTAINER_IMAGE|" examples/container-pod.yaml >"$STATIC_PODS/container.yaml"
+  # look at them through the CRI, as kubelet does
+  $CRICTL -r "unix://$CRIPROXY_SOCK" pods
+  $CRICTL -r "unix://$CRIPROXY_SOCK" ps -a
+  # ask kubelet and libvirt
+  curl -sk "$KUBELET_URL/pods" | jq '.items[] | .metadata.name, .status.phase, .status.podIP'
+  virsh -c "$LIBVIRT_URI" list
+  # remove one again
+  rm "$STATIC_PODS/vm.yaml"
+
+Files and logs are in %s. Remove the node with: make down
+`
+
+func down(ctx context.Context, o *options) error {
+	p := newProgress(os.Stdout)
+	cfg, err := o.config(upName, p)
+	if err != nil {
+		return err
+	}
+	n, err := node.Load(node.Root(cfg))
+	if errdefs.IsNotFound(err) {
+		p.printf("No node is up.\n")
+		return os.RemoveAll(filepath.Dir(envFile(cfg)))
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.do("remove the node with all its pods", func() error { return n.Stop(ctx) }); err != nil {
+		return err
+	}
+	remains, err := n.Remains()
+	if err != nil {
+		return err
+	}
+	if len(remains) > 0 {
+		return fmt.Errorf("this is left of the node: %q", remains)
+	}
+	return os.RemoveAll(filepath.Dir(envFile(cfg)))
+}
+
+func envFile(cfg node.Config) string { return filepath.Join(cfg.Checkout, "_run", "env") }
+
+func writeEnv(path, text string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // others may read how to use the node
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil { //nolint:gosec // the same
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
