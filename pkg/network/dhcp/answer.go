@@ -44,7 +44,11 @@ func (c Config) answer(from net.HardwareAddr, in []byte) ([]byte, error) {
 	if kind == dhcpv4.MessageTypeNak || request.IsBroadcast() && request.ClientIPAddr.IsUnspecified() {
 		out.dstMAC, out.dst = broadcastMAC, limitedBroadcast
 	}
-	return out.marshal(), nil
+	frame := out.marshal()
+	if len(frame)-etherHeaderLen > c.mtu() {
+		return nil, fmt.Errorf("%w: what is to be echoed exceeds the MTU", errIgnored)
+	}
+	return frame, nil
 }
 
 // request parses what the guest sent and refuses what others sent.
@@ -143,15 +147,18 @@ func (c Config) fit(r, reply *dhcpv4.DHCPv4) {
 	if said, err := r.MaxMessageSize(); err == nil {
 		limit = max(limit, int(said))
 	}
-	mtu := c.MTU
-	if mtu == 0 {
-		mtu = defaultMTU
-	}
-	limit = min(limit, mtu) - ipHeaderLen - udpHeaderLen
+	limit = min(limit, c.mtu()) - ipHeaderLen - udpHeaderLen
 	for _, o := range []dhcpv4.OptionCode{dhcpv4.OptionDNSDomainSearchList, dhcpv4.OptionDomainName, dhcpv4.OptionBroadcastAddress} {
 		if len(reply.ToBytes()) <= limit {
 			return
 		}
 		reply.Options.Del(o)
 	}
+}
+
+func (c Config) mtu() int {
+	if c.MTU == 0 {
+		return defaultMTU
+	}
+	return c.MTU
 }

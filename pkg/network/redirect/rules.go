@@ -117,13 +117,14 @@ func TapRules(g Guest) []Rule {
 	if g.AllowSpoofing {
 		return append(rules, Rule{Priority: prioRest, Protocol: unix.ETH_P_ALL, Target: ToPeer, Why: "to the network"})
 	}
+	rules = append(rules,
+		routerAdvertisement(),
+		dhcp6(ToSink, "guest as DHCPv6 server", fromPort(ports6, portDHCPv6Server)))
 	for _, a := range g.Addresses {
 		rules = append(rules, ownAddress(g.MAC, a)...)
 	}
 	return append(rules,
 		arpFrom(g.MAC, netip.IPv4Unspecified(), "ARP probe"),
-		routerAdvertisement(),
-		dhcp6(ToSink, "guest as DHCPv6 server", fromPort(ports6, portDHCPv6Server)),
 		allow6("own MAC and link-local address", slices.Concat(own, []Match{{8, 0xffc00000, 0xfe800000}})...),
 		allow6("duplicate address detection", slices.Concat(own, source6(netip.IPv6Unspecified()))...),
 		Rule{Priority: prioRest, Protocol: unix.ETH_P_ALL, Target: ToSink, Why: "foreign MAC or address"},
