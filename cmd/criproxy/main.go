@@ -3,16 +3,12 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/ambipod/ambipod/pkg/layout"
 	"github.com/ambipod/ambipod/pkg/logging"
@@ -32,11 +28,17 @@ Usage:
   criproxy [flags]
 
 Examples:
-  criproxy                                      with the built-in configuration
-  criproxy -config /etc/ambipod/criproxy.yaml -v 4
-  criproxy -config criproxy.yaml -check-config  exit status 2 and one sentence if it is wrong
+  criproxy
+        with the built-in configuration
+  criproxy -config /etc/ambipod/criproxy.yaml -v=4
+        log every call that changes something; -v=5: every call, -v=6: with requests
+  criproxy -config criproxy.yaml -check-config
+        say nothing if the file is right, else one sentence and exit status 2
+  echo '{"method": "RunPodSandbox", "request": {"runtime_handler": "vm"}}' | criproxy -explain -
+        tell where this call would go and why
 
-Then start kubelet with containerRuntimeEndpoint: unix:///run/ambipod/criproxy.sock
+kubelet is told to use it by containerRuntimeEndpoint: unix:///run/ambipod/criproxy.sock
+SIGHUP reads the configuration again, SIGTERM waits for running calls and stops.
 
 Flags:
 `
@@ -47,30 +49,35 @@ type options struct {
 	listen      string
 	stateDir    string
 	checkConfig bool
+	explain     string
 }
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Stderr))
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run is main with its surroundings handed in; it returns the exit status.
-func run(args []string, stderr io.Writer) int {
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	o, err := parse(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
 	if err != nil {
-		return exitBadConfig // the flag package has said why
+		return exitBadConfig // parse has said why
 	}
 	config, err := o.load()
 	if err != nil {
 		complain(stderr, err)
 		return exitBadConfig
 	}
-	if o.checkConfig {
-		return 0
+	switch {
+	case o.checkConfig:
+	case o.explain != "":
+		err = explain(config, o.explain, stdin, stdout)
+	default:
+		err = serve(o, config, logging.New())
 	}
-	if err := serve(config); err != nil {
+	if err != nil {
 		complain(stderr, err)
 		return exitFailure
 	}
@@ -92,10 +99,11 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	if err := flags.Set("logtostderr", "true"); err != nil {
 		return nil, err
 	}
-	flags.StringVar(&o.config, "config", "", "configuration `file`; without one "+filepath.Join(layout.DefaultConfig, "criproxy.yaml")+" is read if it exists")
+	flags.StringVar(&o.config, "config", "", "configuration `file` (default "+defaultFile()+" if it exists, else built in)")
 	flags.StringVar(&o.listen, "listen", "", "`socket` for kubelet, instead of the configured one")
 	flags.StringVar(&o.stateDir, "state-dir", "", "`folder` for the last known lists, instead of the configured one")
 	flags.BoolVar(&o.checkConfig, "check-config", false, "check the configuration and exit")
+	flags.StringVar(&o.explain, "explain", "", "tell where the request in this JSON `file` (- for standard input) would go, and exit")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -107,44 +115,44 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	return o, nil
 }
 
+func defaultFile() string { return filepath.Join(layout.DefaultConfig, "criproxy.yaml") }
+
 // load reads the configuration and applies the flags to it.
 func (o *options) load() (*proxy.Config, error) {
-	config, err := o.file()
+	config, err := o.read()
 	if err != nil {
 		return nil, err
 	}
-	if o.listen != "" {
-		config.Listen = o.listen
-	}
-	if o.stateDir != "" {
-		config.StateDir = o.stateDir
-	}
-	return config, nil
+	return config.With(o.listen, o.stateDir)
 }
 
-func (o *options) file() (*proxy.Config, error) {
+func (o *options) read() (*proxy.Config, error) {
 	if o.config != "" {
 		return proxy.LoadConfig(o.config)
 	}
-	config, err := proxy.LoadConfig(filepath.Join(layout.DefaultConfig, "criproxy.yaml"))
+	config, err := proxy.LoadConfig(defaultFile())
 	if errors.Is(err, os.ErrNotExist) {
 		return proxy.DefaultConfig(), nil
 	}
 	return config, err
 }
 
-func serve(config *proxy.Config) error {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
-	defer stop()
-	log := logging.New()
-	listener, err := proxy.Listen(ctx, config.Listen)
+// explain answers a question from a file or from standard input.
+func explain(config *proxy.Config, from string, stdin io.Reader, stdout io.Writer) error {
+	var question []byte
+	var err error
+	if from == "-" {
+		question, err = io.ReadAll(stdin)
+	} else {
+		question, err = os.ReadFile(from)
+	}
+	if err != nil {
+		return fmt.Errorf("read the question: %w", err)
+	}
+	text, err := proxy.Explain(config, question)
 	if err != nil {
 		return err
 	}
-	p, err := proxy.New(config, log)
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	log.Info("serving the CRI", "socket", config.Listen)
-	return p.Run(ctx, listener)
+	_, err = io.WriteString(stdout, text)
+	return err
 }

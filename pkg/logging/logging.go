@@ -3,7 +3,8 @@
 //
 // Every package logs through an injected *slog.Logger; only this one imports
 // glog. Levels map as: Error and Warn to glog's severities, Info to info, Debug
-// to info at -v=4. Attributes are printed as key=value after the message.
+// to info at -v=4; slog's levels have steps of 4, and each step below Debug asks
+// for one more -v. Attributes are printed as key=value after the message.
 package logging
 
 import (
@@ -15,8 +16,12 @@ import (
 	"github.com/golang/glog"
 )
 
-// debugVerbosity is the glog -v level from which Debug records are written.
-const debugVerbosity = 4
+const (
+	// debugVerbosity is the glog -v level from which Debug records are written;
+	// each levelStep below Debug asks for one more.
+	debugVerbosity = 4
+	levelStep      = 4
+)
 
 // stackDepth is the number of frames between glog and the line that logged:
 // Handle, slog's log and slog's Info (or its siblings).
@@ -33,7 +38,12 @@ type handler struct {
 }
 
 func (h handler) Enabled(_ context.Context, level slog.Level) bool {
-	return level >= slog.LevelInfo || bool(glog.V(debugVerbosity))
+	return level >= slog.LevelInfo || bool(glog.V(verbosity(level)))
+}
+
+// verbosity is the glog -v level from which records of a level are written.
+func verbosity(level slog.Level) glog.Level {
+	return debugVerbosity + glog.Level((slog.LevelDebug-level)/levelStep) //nolint:gosec // levels are small numbers
 }
 
 func (h handler) Handle(_ context.Context, r slog.Record) error {

@@ -2,8 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -12,17 +10,17 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 )
 
 const (
-	// maxMessage bounds one message of a backend. kubelet accepts 16 MiB; an
-	// ExecSync answer may hold that much of stdout and of stderr.
+	// maxMessage bounds one message in either direction. kubelet accepts 16 MiB;
+	// an ExecSync answer may hold that much of stdout and of stderr.
 	maxMessage = 40 << 20
+	// maxPart bounds what a non-default backend adds to a merged answer, so that
+	// its excess cannot push the whole over kubelet's limit.
+	maxPart = 4 << 20
 	// A backend that returns must be found within a second, so reconnecting
 	// never pauses longer than reconnectMax (plus its jitter of a fifth).
 	reconnectBase = 50 * time.Millisecond
@@ -34,44 +32,55 @@ const (
 	windowSize = 4 << 20
 )
 
-// backend is one CRI server and the connection to it.
-type backend struct {
+// identity is what makes a backend the one that it is. Everything else in its
+// configuration is routing, which belongs to a view and may change under it.
+type identity struct {
 	name      string
 	isDefault bool
-	config    BackendConfig
-	conn      *grpc.ClientConn
-	log       *slog.Logger
-	seen      atomic.Bool // has been connected since the proxy started
+	socket    string
+	idPrefix  string
+}
+
+// backend is one CRI server and the connection to it.
+type backend struct {
+	identity
+	conn    *grpc.ClientConn
+	log     *slog.Logger
+	node    *node
+	meters  *meters
+	seen    atomic.Bool            // has been connected since the proxy started
+	greeted atomic.Bool            // greet has ended once
+	dialErr atomic.Pointer[string] // why the last attempt to connect failed
+	cgroups atomic.Pointer[string] // cgroup driver that it reports
 
 	ctx    context.Context //nolint:containedctx // the lifetime of the backend's own goroutines
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // own goroutines
 
 	mu      sync.Mutex
-	sources map[string]*source // guarded by mu; by full method name
-	notice  *notice            // guarded by mu; the last announcement, told again after each connect
+	sources map[string]*source // guarded by mu; by full name of the list method
+	notice  *notice            // guarded by mu; the last announcement
+
+	unsaved chan struct{} // of capacity 1: a list that is kept in a file has changed
 }
 
-// notice is a request that every backend is to hear, whenever it comes up.
-type notice struct {
-	rule    *rule
-	request *frame
-}
-
-// reply is what came back from a call.
-type reply struct {
-	frame   frame
-	header  metadata.MD
-	trailer metadata.MD
+// node is what all backends of a proxy share.
+type node struct {
+	rules   *ruleset
+	log     *slog.Logger
+	metrics *metrics
+	store   *store
+	// connected is called, in a goroutine of the backend, after each connect.
+	connected func(ctx context.Context, b *backend)
 }
 
 // connect starts to connect in the background; the socket need not exist yet.
-func connect(ctx context.Context, config BackendConfig, log *slog.Logger) (*backend, error) {
-	dial := func(ctx context.Context, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", config.Socket)
-	}
-	conn, err := grpc.NewClient("passthrough:///localhost",
-		grpc.WithContextDialer(dial),
+func connect(ctx context.Context, id identity, n *node) (*backend, error) {
+	b := &backend{identity: id, log: n.log.With("runtime", id.name), node: n, sources: map[string]*source{}, unsaved: make(chan struct{}, 1)}
+	b.meters = n.metrics.of(id.name)
+	var err error
+	b.conn, err = grpc.NewClient("passthrough:///localhost",
+		grpc.WithContextDialer(b.dial),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: reconnectBase, Multiplier: 2, Jitter: 0.2, MaxDelay: reconnectMax},
@@ -87,28 +96,43 @@ func connect(ctx context.Context, config BackendConfig, log *slog.Logger) (*back
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{
-		name: config.Name, isDefault: config.Default, config: config, conn: conn,
-		log: log.With("runtime", config.Name), sources: map[string]*source{},
-	}
+	b.recallSaved()
 	b.ctx, b.cancel = context.WithCancel(ctx)
 	b.wg.Go(b.watch)
+	b.wg.Go(b.save)
 	return b, nil
 }
 
-// watch keeps the connection up and notes when it changes.
+func (b *backend) dial(ctx context.Context, _ string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", b.socket)
+	if err != nil {
+		why := reason(err)
+		b.dialErr.Store(&why)
+		return nil, err
+	}
+	b.dialErr.Store(nil)
+	return conn, nil
+}
+
+// watch keeps the connection up and tells when it comes and goes.
 func (b *backend) watch() {
+	missing := false
 	for {
 		state := b.conn.GetState()
+		b.meters.connected(state == connectivity.Ready)
 		switch state {
 		case connectivity.Idle:
 			b.conn.Connect()
 		case connectivity.Ready:
 			b.seen.Store(true)
-			b.log.Info("runtime is connected", "socket", b.config.Socket)
-			b.wg.Go(b.retell)
+			missing = false
+			b.log.Info("runtime is connected", "socket", b.socket)
+			b.wg.Go(func() { b.node.connected(b.ctx, b) })
 		case connectivity.TransientFailure:
-			b.log.Debug("runtime does not answer", "socket", b.config.Socket)
+			if !missing {
+				b.log.Warn("runtime does not answer; connecting goes on", "socket", b.socket, "reason", b.whyAway())
+			}
+			missing = true
 		case connectivity.Shutdown:
 			return
 		}
@@ -118,6 +142,16 @@ func (b *backend) watch() {
 	}
 }
 
+// whyAway is the reason why the last connect failed, in a few words.
+func (b *backend) whyAway() string {
+	if why := b.dialErr.Load(); why != nil {
+		return *why
+	}
+	return "the connection broke"
+}
+
+func (b *backend) isReady() bool { return b.conn.GetState() == connectivity.Ready }
+
 // close ends all calls on the backend and waits for its goroutines.
 func (b *backend) close() {
 	b.cancel()
@@ -125,48 +159,6 @@ func (b *backend) close() {
 		b.log.Warn("close connection to runtime", "error", err)
 	}
 	b.wg.Wait()
-}
-
-// call sends a request, consuming it, and waits for the answer. Metadata goes
-// along both ways; an error is the backend's own status, or one that says that
-// the backend cannot be reached.
-//
-// A default backend that has not been there yet is waited for as long as the
-// caller waits: kubelet may start before it. In every other case an absent
-// backend is an error at once.
-func (b *backend) call(ctx context.Context, method string, request *frame) (reply, error) {
-	var r reply
-	err := b.conn.Invoke(ctx, method, request, &r.frame,
-		grpc.Header(&r.header), grpc.Trailer(&r.trailer), grpc.WaitForReady(b.isDefault && !b.seen.Load()))
-	if err != nil && r.isLocal() {
-		err = b.unreachable(err)
-	}
-	return r, err
-}
-
-// open starts a call that is answered by a stream.
-func (b *backend) open(ctx context.Context, method string, request *frame) (grpc.ClientStream, error) {
-	stream, err := b.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method,
-		grpc.WaitForReady(b.isDefault && !b.seen.Load()))
-	if err != nil {
-		return nil, b.unreachable(err)
-	}
-	if err := stream.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	return stream, stream.CloseSend()
-}
-
-// isLocal tells that no server has answered: one always sends a content type.
-func (r *reply) isLocal() bool { return len(r.header) == 0 && len(r.trailer) == 0 }
-
-// unreachable says in one sentence which runtime is missing and where.
-func (b *backend) unreachable(err error) error {
-	s := status.Convert(err)
-	if s.Code() != codes.Unavailable {
-		return err
-	}
-	return status.Errorf(codes.Unavailable, "runtime %s does not answer at %s: %s", b.name, b.config.Socket, s.Message())
 }
 
 // source is the backend's part of a merged method. A Stream* method has that of
@@ -183,46 +175,4 @@ func (b *backend) source(r *rule) *source {
 		b.sources[r.full] = s
 	}
 	return s
-}
-
-// announce tells the backend something now, if it is there, and again whenever
-// it has come back. Nobody waits for it.
-func (b *backend) announce(r *rule, request *frame) {
-	b.mu.Lock()
-	b.notice = &notice{rule: r, request: request.share()}
-	b.mu.Unlock()
-	if b.conn.GetState() == connectivity.Ready {
-		b.wg.Go(b.retell)
-	}
-}
-
-// retell sends the last announcement, if there is one.
-func (b *backend) retell() {
-	b.mu.Lock()
-	n := b.notice
-	b.mu.Unlock()
-	if n == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(b.ctx, refreshLimit)
-	defer cancel()
-	if _, err := b.call(ctx, n.rule.full, n.request.share()); err != nil {
-		b.log.Warn("runtime refuses an announcement", "method", n.rule.method, "error", err)
-	}
-}
-
-// outgoing passes the caller's metadata on, without what each hop sets itself.
-func outgoing(ctx context.Context) context.Context {
-	md, ok := metadata.FromIncomingContext(ctx)
-	if !ok {
-		return ctx
-	}
-	return metadata.NewOutgoingContext(ctx, withoutHopHeaders(md))
-}
-
-func withoutHopHeaders(md metadata.MD) metadata.MD {
-	for _, key := range []string{":authority", "content-type", "user-agent", "grpc-accept-encoding", "grpc-encoding", "te"} {
-		delete(md, key)
-	}
-	return md
 }

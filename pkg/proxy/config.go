@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"net"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -13,9 +14,10 @@ import (
 // Config is what criproxy is told by its file; DefaultConfig is what it assumes
 // without one.
 type Config struct {
-	Listen   string // path of the socket that kubelet connects to
-	StateDir string // folder for the last known lists
-	Backends []BackendConfig
+	Listen         string // path of the socket that kubelet connects to
+	StateDir       string // folder for the last known lists
+	MetricsAddress string // "host:port" or "unix:/path" of the metrics; empty: none
+	Backends       []BackendConfig
 }
 
 // BackendConfig describes one CRI server and what belongs to it. Exactly one is
@@ -28,6 +30,11 @@ type BackendConfig struct {
 	ImagePrefixes   []string
 	RuntimeHandlers []string
 	Annotations     []Annotation
+}
+
+// identity is what decides whether a backend stays the same across a reload.
+func (b *BackendConfig) identity() identity {
+	return identity{name: b.Name, isDefault: b.Default, socket: b.Socket, idPrefix: b.IDPrefix}
 }
 
 // Annotation makes a pod annotation with one of the values a sign of a backend.
@@ -59,6 +66,22 @@ func DefaultConfig() *Config {
 	}
 }
 
+// With returns the configuration with settings of the command line in place of
+// its own; empty ones change nothing.
+func (c *Config) With(listen, stateDir string) (*Config, error) {
+	changed := *c
+	if listen != "" {
+		changed.Listen = listen
+	}
+	if stateDir != "" {
+		changed.StateDir = stateDir
+	}
+	if p := changed.validate(); p != nil {
+		return nil, fmt.Errorf("command line, %s: %s", p.field, p.text)
+	}
+	return &changed, nil
+}
+
 // problem is one mistake in a configuration: the path of the field, such as
 // "backends[1].idPrefix", and a sentence without its end.
 type problem struct {
@@ -72,6 +95,9 @@ func (c *Config) validate() *problem {
 		return p
 	}
 	if p := requirePath("stateDir", c.StateDir); p != nil {
+		return p
+	}
+	if p := validateAddress("metricsAddress", c.MetricsAddress); p != nil {
 		return p
 	}
 	defaults := 0
@@ -117,6 +143,19 @@ func (b *BackendConfig) validate(field string) *problem {
 		if prefix == "" || strings.HasPrefix(prefix, "/") || strings.HasSuffix(prefix, "/") {
 			return &problem{fmt.Sprintf("%s.imagePrefixes[%d]", field, i), fmt.Sprintf("%q is no prefix for images: give whole path segments without a slash at either end", prefix)}
 		}
+	}
+	return nil
+}
+
+func validateAddress(field, address string) *problem {
+	if address == "" {
+		return nil
+	}
+	if path, ok := strings.CutPrefix(address, unixScheme); ok {
+		return requirePath(field, path)
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return &problem{field, fmt.Sprintf("%q is neither host:port nor unix:/path", address)}
 	}
 	return nil
 }

@@ -153,8 +153,9 @@ func (r *reader) flag(to *bool) func(*yaml.Node, string) {
 
 func (r *reader) config(node *yaml.Node, c *Config) {
 	r.fields(node, "", map[string]func(*yaml.Node, string){
-		"listen":   r.text(&c.Listen),
-		"stateDir": r.text(&c.StateDir),
+		"listen":         r.text(&c.Listen),
+		"stateDir":       r.text(&c.StateDir),
+		"metricsAddress": r.text(&c.MetricsAddress),
 		"backends": func(node *yaml.Node, field string) {
 			c.Backends = nil
 			r.items(node, field, func(item *yaml.Node, field string) {

@@ -95,7 +95,7 @@ func (s *subscription) subscribe(ctx context.Context, b *backend) {
 func (s *subscription) forward(ctx context.Context, b *backend) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events, err := b.open(ctx, s.rule.full, s.request.share())
+	events, err := b.open(ctx, s.rule.full, s.request.share(), b.patiently())
 	if err != nil {
 		return err
 	}

@@ -2,58 +2,49 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
+	"strconv"
 
-	"golang.org/x/sys/unix"
+	"github.com/ambipod/ambipod/pkg/unixsocket"
 )
 
-// Listen opens the socket for kubelet, readable by its owner only. What a dead
-// proxy has left at the path is replaced; a socket that someone serves is an error.
+// firstPassedFD is where systemd puts the first socket, sd_listen_fds(3).
+const firstPassedFD = 3
+
+// Listen opens the socket for kubelet, or takes the one that systemd has opened
+// and passes on (LISTEN_FDS): that one outlives the proxy, so that callers wait
+// in its queue while one proxy replaces another.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
-	// Others keep their sockets in this folder too; see pkg/layout about the mode.
-	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil { //nolint:gosec // passable for QEMU's user, not listable
+	passed, err := passedSocket(os.Getpid(), os.Getenv)
+	if passed != nil || err != nil {
+		return passed, err
+	}
+	// vmruntime may keep its sockets in this folder too; pkg/layout says why 0711.
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil { //nolint:gosec // passable, not listable
 		return nil, fmt.Errorf("create the socket's folder: %w", err)
 	}
-	if err := removeStale(ctx, path); err != nil {
-		return nil, err
-	}
-	// The mode must be right from the first moment, not after a chmod.
-	old := unix.Umask(0o177)
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
-	unix.Umask(old)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	return listener, nil
+	return unixsocket.Listen(ctx, path, os.Getuid(), os.Getgid())
 }
 
-// removeStale makes way for a new socket unless the one at path is in use.
-func removeStale(ctx context.Context, path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("look at socket %s: %w", path, err)
-	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s exists and is no socket: remove it or listen elsewhere", path)
+// passedSocket is the socket that systemd has passed to this process, nil
+// without error if there is none.
+func passedSocket(pid int, getenv func(string) string) (net.Listener, error) {
+	if getenv("LISTEN_PID") != strconv.Itoa(pid) || getenv("LISTEN_FDS") == "" {
+		return nil, nil
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-	if err == nil {
-		_ = conn.Close() // nothing was sent
-		return fmt.Errorf("socket %s is in use by another process: stop it or listen elsewhere", path)
+	if getenv("LISTEN_FDS") != "1" {
+		return nil, fmt.Errorf("systemd passes LISTEN_FDS=%s sockets: the unit must have exactly one ListenStream", getenv("LISTEN_FDS"))
 	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("see whether socket %s is in use: %w", path, err)
+	file := os.NewFile(firstPassedFD, "LISTEN_FD_3")
+	listener, err := net.FileListener(file)
+	if closeErr := file.Close(); err == nil && closeErr != nil {
+		return nil, fmt.Errorf("close systemd's descriptor: %w", closeErr)
 	}
-	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("remove the stale socket %s: %w", path, err)
+	if err != nil {
+		return nil, fmt.Errorf("use the socket that systemd passes: %w", err)
 	}
-	return nil
+	return listener, nil
 }

@@ -90,20 +90,3 @@ func mergeLists(m *merging) (*frame, error) {
 	}
 	return &frame{data: all}, nil
 }
-
-// broadcast tells every backend. Those that are absent are told when they come
-// back; what the default says is the answer.
-func (p *Proxy) broadcast(ctx context.Context, v *view, r *rule, request *frame) (*frame, error) {
-	request.bytes()
-	for _, b := range v.backends[1:] {
-		b.announce(r, request)
-	}
-	answer, err := v.fallback.call(ctx, r.full, request.share())
-	if metadataErr := passMetadata(ctx, &answer); metadataErr != nil {
-		return nil, metadataErr
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &answer.frame, nil
-}

@@ -23,7 +23,7 @@ func (p *Proxy) serveUnknown(_ any, in grpc.ServerStream) error {
 	ctx, cancel := context.WithCancel(outgoing(in.Context()))
 	defer cancel()
 	out, err := b.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method,
-		grpc.WaitForReady(b.isDefault && !b.seen.Load()))
+		b.patiently())
 	if err != nil {
 		return b.unreachable(err)
 	}

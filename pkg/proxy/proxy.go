@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,11 +18,16 @@ import (
 // drainTime is how long Run waits for running calls after it was told to stop.
 const drainTime = 10 * time.Second
 
+// streamWorkers are goroutines kept for calls: one that is there already has its
+// stack grown. More calls at once get goroutines of their own.
+const streamWorkers = 4
+
 // Proxy is the CRI server in front of the backends. Make one with New, serve
 // with Run.
 type Proxy struct {
 	rules    *ruleset
 	log      *slog.Logger
+	node     *node
 	draining chan struct{} // closed when Run begins to stop
 
 	ctx    context.Context //nolint:containedctx // the lifetime of the backends, which Reload adds to
@@ -39,7 +45,12 @@ func New(config *Config, log *slog.Logger) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
+	store, err := newStore(config.StateDir)
+	if err != nil {
+		return nil, err
+	}
 	p := &Proxy{rules: rules, log: log, draining: make(chan struct{})}
+	p.node = &node{rules: rules, log: log, metrics: newMetrics(), store: store, connected: p.greet}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	if err := p.Reload(config); err != nil {
 		p.Close()
@@ -63,17 +74,17 @@ func (p *Proxy) Close() {
 	p.retired.Wait()
 }
 
-// Reload replaces the backends. One whose socket and role stay the same keeps its
-// connection and memory; calls on one that goes are allowed to finish.
+// Reload replaces the routing and the backends. One whose identity stays keeps
+// its connection and memory; calls on one that goes are allowed to finish.
 func (p *Proxy) Reload(config *Config) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var next, fresh []*backend
+	var backends, fresh []*backend
 	for _, c := range config.Backends {
-		b := p.view.find(c)
+		b := p.view.find(c.identity())
 		if b == nil {
 			var err error
-			if b, err = connect(p.ctx, c, p.log); err != nil {
+			if b, err = connect(p.ctx, c.identity(), p.node); err != nil {
 				for _, f := range fresh {
 					f.close()
 				}
@@ -81,10 +92,10 @@ func (p *Proxy) Reload(config *Config) error {
 			}
 			fresh = append(fresh, b)
 		}
-		next = append(next, b)
+		backends = append(backends, b)
 	}
 	old := p.view
-	p.view = newView(next)
+	p.view = newView(config, backends)
 	if old != nil {
 		p.retire(old, p.view)
 	}
@@ -97,17 +108,24 @@ func (p *Proxy) retire(old, next *view) {
 	p.retired.Go(func() {
 		old.calls.Wait()
 		for _, b := range old.backends {
-			if next.find(b.config) != b {
-				b.close()
+			if next.find(b.identity) == b {
+				continue
+			}
+			b.close()
+			if !slices.ContainsFunc(next.backends, func(n *backend) bool { return n.name == b.name }) {
+				p.node.metrics.forget(b.name)
 			}
 		}
 	})
 }
 
-// current is the view for one call; the call must release it.
+// current is the view for one call, which must release it; nil after Close.
 func (p *Proxy) current() (v *view, release func()) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
+	if p.view == nil {
+		return nil, func() {}
+	}
 	p.view.calls.Add(1)
 	return p.view, p.view.calls.Done
 }
@@ -144,6 +162,7 @@ func (p *Proxy) server() *grpc.Server {
 		grpc.InitialWindowSize(windowSize),
 		grpc.InitialConnWindowSize(windowSize),
 		grpc.WaitForHandlers(true),
+		grpc.NumStreamWorkers(streamWorkers),
 	)
 	for _, service := range p.rules.services {
 		server.RegisterService(p.describe(service), nil)

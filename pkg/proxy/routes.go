@@ -30,6 +30,7 @@ type row struct {
 	list    string // toEveryStream: the list method that stands in
 	merge   merger // toEvery: how answers become one; nil joins the lists
 	live    bool   // toEvery: the default's part is never taken from memory
+	keep    bool   // toEvery: the last known answer survives a restart of the proxy
 }
 
 // runtimeRows is the whole behaviour of the proxy for runtime.v1.RuntimeService.
@@ -43,13 +44,13 @@ func runtimeRows() []row {
 		{method: "StopPodSandbox", ids: "pod_sandbox_id"},
 		{method: "RemovePodSandbox", ids: "pod_sandbox_id"},
 		{method: "PodSandboxStatus", ids: "pod_sandbox_id"},
-		{method: "ListPodSandbox", do: toEvery, ids: "filter.id"},
+		{method: "ListPodSandbox", do: toEvery, ids: "filter.id", keep: true},
 		{method: "StreamPodSandboxes", do: toEveryStream, ids: "filter.id", list: "ListPodSandbox"},
 		{method: "CreateContainer", ids: "pod_sandbox_id", image: "config.image"},
 		{method: "StartContainer", ids: "container_id"},
 		{method: "StopContainer", ids: "container_id"},
 		{method: "RemoveContainer", ids: "container_id"},
-		{method: "ListContainers", do: toEvery, ids: "filter.id filter.pod_sandbox_id"},
+		{method: "ListContainers", do: toEvery, ids: "filter.id filter.pod_sandbox_id", keep: true},
 		{method: "StreamContainers", do: toEveryStream, ids: "filter.id filter.pod_sandbox_id", list: "ListContainers"},
 		{method: "ContainerStatus", ids: "container_id"},
 		{method: "UpdateContainerResources", ids: "container_id"},
@@ -81,7 +82,7 @@ func runtimeRows() []row {
 // imageRows is the same for runtime.v1.ImageService.
 func imageRows() []row {
 	return []row{
-		{method: "ListImages", do: toEvery, image: "filter.image"},
+		{method: "ListImages", do: toEvery, image: "filter.image", keep: true},
 		{method: "StreamImages", do: toEveryStream, image: "filter.image", list: "ListImages"},
 		{method: "ImageStatus", image: "image"},
 		{method: "PullImage", image: "image", pod: "sandbox_config.annotations"},

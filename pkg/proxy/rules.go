@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/reflect/protoregistry"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/proxy/wire"
@@ -24,22 +23,39 @@ type rule struct {
 	full string // "/service/method"
 
 	// Where the signals are; an empty path means that there is none of its sort.
-	idsAt     []wire.Path
+	idsAt     []idPath
 	imageAt   wire.Path   // name or ID in the ImageSpec
 	podAt     []wire.Path // annotations, of the pod or copied into the ImageSpec
 	handlerAt []wire.Path
 
+	asks     protoreflect.MessageDescriptor
 	request  *wire.Schema
 	response *wire.Schema
-	answer   protoreflect.MessageType // for checking what a backend sent
-	listing  *rule                    // toEveryStream: rule of the list method
+	answer   protoreflect.MessageDescriptor
+	shape    *wire.Shape // of an answer
+	listing  *rule       // toEveryStream: rule of the list method
+	effect   effect      // what success does to the owner's lists
 }
 
 // ruleset is the compiled table.
 type ruleset struct {
 	services []protoreflect.ServiceDescriptor
 	rules    map[string]*rule // by full name
+	kept     []*rule          // those of lists that survive a restart
 }
+
+// named is the rule of a method by its short name, nil if there is none.
+func (s *ruleset) named(method string) *rule {
+	for _, r := range s.rules {
+		if r.method == method {
+			return r
+		}
+	}
+	return nil
+}
+
+// runtime is the rule of a method of the RuntimeService.
+func (s *ruleset) runtime(method string) *rule { return s.rules["/runtime.v1.RuntimeService/"+method] }
 
 // compileRules checks the table against the CRI's own description and compiles it.
 func compileRules() (*ruleset, error) {
@@ -58,6 +74,9 @@ func compileRules() (*ruleset, error) {
 				return nil, fmt.Errorf("compile routing table, row %s: %w", row.method, err)
 			}
 			set.rules[r.full] = r
+			if r.keep {
+				set.kept = append(set.kept, r)
+			}
 		}
 	}
 	for _, r := range set.rules {
@@ -74,16 +93,15 @@ func compileRule(service protoreflect.ServiceDescriptor, row row, kinds wire.Kin
 	if method == nil {
 		return nil, fmt.Errorf("service %s has no such method", service.FullName())
 	}
-	answer, err := protoregistry.GlobalTypes.FindMessageByName(method.Output().FullName())
-	if err != nil {
-		return nil, err
-	}
 	r := &rule{
 		row:      row,
 		full:     "/" + string(service.FullName()) + "/" + row.method,
+		asks:     method.Input(),
 		request:  wire.Compile(method.Input(), kinds),
 		response: wire.Compile(method.Output(), kinds),
-		answer:   answer,
+		answer:   method.Output(),
+		shape:    wire.ShapeOf(method.Output()),
+		effect:   effects()[row.method],
 	}
 	if r.merge == nil {
 		r.merge = mergeLists
@@ -115,8 +133,16 @@ func (r *rule) isComplete(request *frame) bool {
 // compilePaths finds the signals in the request. An ImageSpec has three: its
 // image, the pod's annotations, which kubelet copies into it, and a handler.
 func (r *rule) compilePaths(request protoreflect.MessageDescriptor) (err error) {
-	if r.idsAt, err = compileAll(request, strings.Fields(r.ids)...); err != nil {
-		return err
+	for dotted := range strings.FieldsSeq(r.ids) {
+		at, err := wire.CompilePath(request, dotted)
+		if err != nil {
+			return err
+		}
+		subject := subjectContainer
+		if strings.HasSuffix(dotted, "pod_sandbox_id") || strings.Contains(r.method, "Sandbox") {
+			subject = subjectSandbox
+		}
+		r.idsAt = append(r.idsAt, idPath{field: at, subject: subject})
 	}
 	pods, handlers := strings.Fields(r.pod), strings.Fields(r.handler)
 	if r.image != "" {

@@ -15,7 +15,7 @@ import (
 // signal is one hint in a request about the backend that it is meant for.
 type signal struct {
 	backend *backend
-	subject string // such as "annotation", for people
+	subject string // such as "runtime handler", for people
 	value   string // what was found there
 }
 
@@ -23,10 +23,18 @@ func (s signal) String() string {
 	return fmt.Sprintf("%s %q (runtime %s)", s.subject, s.value, s.backend.name)
 }
 
-// decision is where a call goes. A nil backend means: no signal at all.
+// Subjects of signals.
+const (
+	subjectSandbox   = "pod sandbox"
+	subjectContainer = "container"
+	subjectImage     = "image"
+	subjectHandler   = "runtime handler"
+)
+
+// decision is where a call goes. A nil backend means that there is no signal.
 type decision struct {
 	backend *backend
-	signals []signal // in the order of their strength
+	signals []signal // the strongest first
 	// nowhere: a filter names objects of two backends, so that nothing can match.
 	nowhere bool
 }
@@ -34,132 +42,125 @@ type decision struct {
 // decide collects the signals of a request. Signals that disagree are the
 // caller's mistake, except in a filter, where they match nothing.
 func (v *view) decide(r *rule, request []byte) (decision, error) {
-	var d decision
-	collect := func(at []wire.Path, read func(wire.Path, []byte) ([]signal, error)) error {
-		for _, path := range at {
-			found, err := read(path, request)
-			if err != nil {
-				return err
-			}
-			d.signals = append(d.signals, found...)
-		}
-		return nil
+	c := collector{view: v, rule: r}
+	for _, at := range r.idsAt {
+		c.collect(at.field.Each(request, func(id []byte) error { return c.id(at.subject, id) }))
 	}
-	var image []wire.Path
-	if len(r.imageAt) > 0 {
-		image = []wire.Path{r.imageAt}
+	if r.imageAt != nil {
+		c.collect(r.imageAt.Each(request, c.image))
 	}
-	for _, step := range []struct {
-		at   []wire.Path
-		read func(wire.Path, []byte) ([]signal, error)
-	}{
-		{r.idsAt, v.idSignals},
-		{image, v.imageSignals(r)},
-		{r.podAt, v.podSignals},
-		{r.handlerAt, v.handlerSignals},
-	} {
-		if err := collect(step.at, step.read); err != nil {
-			return decision{}, asStatus(r, err)
-		}
+	for _, at := range r.podAt {
+		c.collect(at.Entries(request, c.annotation))
 	}
-	return d, d.settle(r)
+	for _, at := range r.handlerAt {
+		c.collect(at.Each(request, c.handler))
+	}
+	if c.err != nil {
+		return decision{}, asStatus(r, c.err)
+	}
+	return v.settle(r, c.signals)
 }
 
 // settle finds the one backend that all signals lead to.
-func (d *decision) settle(r *rule) error {
-	for _, s := range d.signals {
-		if d.backend == nil {
-			d.backend = s.backend
-		}
-		if s.backend == d.backend {
-			continue
-		}
-		if r.do == toEvery || r.do == toEveryStream {
+func (v *view) settle(r *rule, signals []signal) (decision, error) {
+	d := decision{signals: signals}
+	if len(signals) == 0 {
+		return d, nil
+	}
+	d.backend = signals[0].backend
+	for _, s := range signals[1:] {
+		switch {
+		case s.backend == d.backend:
+		case r.do == toEvery, r.do == toEveryStream:
 			d.nowhere = true
-			return nil
+		default:
+			return decision{}, v.contradiction(r, signals[0], s)
 		}
-		return status.Errorf(codes.InvalidArgument, "%s: %s contradicts %s: make both mean the same runtime or drop one",
-			r.method, s, d.signals[0])
+	}
+	return d, nil
+}
+
+// contradiction is one sentence about two signals that disagree.
+func (v *view) contradiction(r *rule, one, other signal) error {
+	advice := "make both mean the same runtime or drop one"
+	if one.subject == subjectImage || other.subject == subjectImage {
+		var known []string
+		for _, owner := range v.images {
+			known = append(known, fmt.Sprintf("of runtime %s begin with %s/", owner.backend.name, owner.prefix))
+		}
+		advice = "names of images " + strings.Join(known, ", ") + "; all others are of runtime " + v.fallback.name
+	}
+	return status.Errorf(codes.InvalidArgument, "%s: %s contradicts %s: %s", r.method, other, one, advice)
+}
+
+// collector gathers the signals of one request.
+type collector struct {
+	view    *view
+	rule    *rule
+	signals []signal
+	err     error // the first one
+}
+
+func (c *collector) collect(err error) {
+	if c.err == nil {
+		c.err = err
+	}
+}
+
+func (c *collector) add(b *backend, subject string, value []byte) {
+	c.signals = append(c.signals, signal{backend: b, subject: subject, value: string(value)})
+}
+
+// id names its owner by its prefix; one without prefix is the default's.
+func (c *collector) id(subject string, id []byte) error {
+	if len(id) > 0 {
+		c.add(c.view.ownerOf(id), subject, id)
 	}
 	return nil
 }
 
-// idSignals: an ID names its owner by its prefix; one without prefix is the default's.
-func (v *view) idSignals(at wire.Path, request []byte) ([]signal, error) {
-	values, err := at.Values(request)
-	if err != nil {
-		return nil, err
+// image names its owner by its prefix. Without one it is nobody's in particular,
+// unless a sandbox is named too: there it must be the default's, so that a
+// container image in a VM pod is refused.
+func (c *collector) image(image []byte) error {
+	b := c.view.imageOwner(image)
+	if b == nil && len(c.rule.idsAt) > 0 {
+		b = c.view.fallback
 	}
-	var found []signal
-	for _, id := range values {
-		if len(id) == 0 {
-			continue
-		}
-		found = append(found, signal{backend: v.ownerOf(id), subject: "ID", value: string(id)})
+	if b != nil && len(image) > 0 {
+		c.add(b, subjectImage, image)
 	}
-	return found, nil
+	return nil
 }
 
-// imageSignals: a prefix names the owner. Without one an image is nobody's in
-// particular, unless a sandbox is named too: there it must be the default's, so
-// that a container image in a VM pod is refused.
-func (v *view) imageSignals(r *rule) func(wire.Path, []byte) ([]signal, error) {
-	return func(at wire.Path, request []byte) ([]signal, error) {
-		image, err := at.Value(request)
-		if err != nil || len(image) == 0 {
-			return nil, err
-		}
-		if b := v.imageOwner(image); b != nil {
-			return []signal{{backend: b, subject: "image", value: string(image)}}, nil
-		}
-		if len(r.idsAt) > 0 {
-			return []signal{{backend: v.fallback, subject: "image", value: string(image)}}, nil
-		}
-		return nil, nil
+// annotation is a signal if the configuration knows its key; then it must also
+// know its value.
+func (c *collector) annotation(key, value []byte) error {
+	owners, routing := c.view.annotations[string(key)]
+	if !routing {
+		return nil
 	}
-}
-
-// podSignals: an annotation that the configuration knows must have a value that
-// the configuration knows.
-func (v *view) podSignals(at wire.Path, request []byte) ([]signal, error) {
-	var found []signal
-	var unknown error
-	err := at.Entries(request, func(key, value []byte) {
-		owners, routing := v.annotations[string(key)]
-		if !routing {
-			return
-		}
-		b, known := owners[string(value)]
-		if !known {
-			unknown = status.Errorf(codes.InvalidArgument, "annotation %s has the value %q, which names no runtime of this node: use %s or drop it",
-				key, value, choices(owners))
-			return
-		}
-		found = append(found, signal{backend: b, subject: "annotation " + string(key), value: string(value)})
-	})
-	if err != nil {
-		return nil, err
-	}
-	return found, unknown
-}
-
-// handlerSignals: the handlers of the other backends are configured; all others
-// are the default's, which itself refuses those it does not know.
-func (v *view) handlerSignals(at wire.Path, request []byte) ([]signal, error) {
-	handler, err := at.Value(request)
-	if err != nil || len(handler) == 0 {
-		return nil, err
-	}
-	b, known := v.handlers[string(handler)]
+	b, known := owners[string(value)]
 	if !known {
-		b = v.fallback
+		return status.Errorf(codes.InvalidArgument, "%s: annotation %s has the value %q, which names no runtime of this node: use %s or drop the annotation",
+			c.rule.method, key, value, strings.Join(slices.Sorted(maps.Keys(owners)), ", "))
 	}
-	return []signal{{backend: b, subject: "runtime handler", value: string(handler)}}, nil
+	c.add(b, "annotation "+string(key), value)
+	return nil
 }
 
-// choices lists the values of an annotation for people.
-func choices(owners map[string]*backend) string {
-	return strings.Join(slices.Sorted(maps.Keys(owners)), ", ")
+// handler is a configured one, or else the default's, which itself refuses those
+// that it does not know.
+func (c *collector) handler(handler []byte) error {
+	if len(handler) == 0 {
+		return nil
+	}
+	b, known := c.view.handlers[string(handler)]
+	if !known {
+		b = c.view.fallback
+	}
+	c.add(b, subjectHandler, handler)
+	return nil
 }
 
 // asStatus gives an error about the request itself its code.
@@ -168,4 +169,10 @@ func asStatus(r *rule, err error) error {
 		return err
 	}
 	return status.Errorf(codes.InvalidArgument, "%s: read the request: %v", r.method, err)
+}
+
+// idPath is where an ID is and what it is the ID of.
+type idPath struct {
+	field   wire.Path
+	subject string
 }

@@ -5,9 +5,9 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -36,23 +36,15 @@ type answer struct {
 type source struct {
 	backend *backend
 	rule    *rule
+	memory  memory
 
-	mu     sync.Mutex
-	known  *frame // guarded by mu; last good answer to a request without filter
-	behind bool   // guarded by mu
+	mu      sync.Mutex
+	behind  bool // guarded by mu
+	failing bool // guarded by mu; the last answer was an error
 }
 
 // fetcher gets an answer from a backend; it consumes the request.
-type fetcher func(ctx context.Context, b *backend, request *frame) (reply, error)
-
-// attempt is one running request to a backend. It outlives the call that
-// started it when that call stops waiting for it.
-type attempt struct {
-	done   chan struct{} // closed when reply and err are set
-	reply  reply
-	err    error
-	cancel context.CancelFunc
-}
+type fetcher func(ctx context.Context, b *backend, request *frame, options ...grpc.CallOption) (reply, error)
 
 // ask gets the backend's part; nil when it has none to give. An error is the
 // default backend's own, or the caller's end, and answers the whole call.
@@ -82,17 +74,15 @@ func (s *source) ask(ctx context.Context, request *frame, fetch fetcher) (*answe
 }
 
 // limit is how long to wait for an answer: forever for a default backend of
-// which nothing may be remembered, and so much less than the caller's own deadline that a
-// remembered answer still arrives. full tells that the deadline did not shorten it.
+// which nothing may be remembered, and so much less than the caller's own
+// deadline that a remembered answer still arrives. full tells that the deadline
+// did not shorten it.
 func (s *source) limit(ctx context.Context) (limit time.Duration, full bool) {
 	const forever = 1<<63 - 1
-	limit = patience
-	if s.backend.isDefault {
-		limit = defaultPatience
-		if !s.canRemember() {
-			return forever, true
-		}
+	if s.backend.isDefault && !s.canRemember() {
+		return forever, true
 	}
+	limit = s.patience()
 	if deadline, ok := ctx.Deadline(); ok {
 		if most := time.Until(deadline) * 3 / 4; most < limit {
 			return most, false
@@ -101,32 +91,74 @@ func (s *source) limit(ctx context.Context) (limit time.Duration, full bool) {
 	return limit, true
 }
 
+func (s *source) patience() time.Duration {
+	if s.backend.isDefault {
+		return defaultPatience
+	}
+	return patience
+}
+
+// canRemember tells whether memory may stand in for the backend.
+func (s *source) canRemember() bool {
+	return s.memory.isKnown() && (!s.rule.live || !s.backend.isDefault)
+}
+
+// attempt is one running request to a backend. It outlives the call that
+// started it when that call stops waiting for it.
+type attempt struct {
+	done   chan struct{} // closed when reply and err are set
+	reply  reply
+	err    error
+	cancel context.CancelFunc
+}
+
 // start sends the request in a context that has the caller's metadata and
 // deadline but does not end with the caller.
 func (s *source) start(ctx context.Context, request *frame, fetch fetcher) *attempt {
-	callCtx := context.WithoutCancel(ctx)
 	a := &attempt{done: make(chan struct{})}
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		deadline = time.Now().Add(refreshLimit)
 	}
-	callCtx, a.cancel = context.WithDeadline(callCtx, deadline)
+	callCtx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	a.cancel = cancel
 	complete := s.rule.isComplete(request)
 	mine := request.share()
+	options := []grpc.CallOption{grpc.WaitForReady(false)}
+	if !s.canRemember() {
+		options[0] = s.backend.patiently()
+	}
+	if !s.backend.isDefault {
+		options = append(options, grpc.MaxCallRecvMsgSize(maxPart))
+	}
+	asked := time.Now()
 	s.backend.wg.Go(func() {
 		defer close(a.done)
-		a.reply, a.err = fetch(callCtx, s.backend, mine)
-		if a.err == nil && complete {
-			s.remember(&a.reply.frame)
+		a.reply, a.err = fetch(callCtx, s.backend, mine, options...)
+		if a.err == nil && complete && s.memory.remember(&a.reply.frame, asked) && s.rule.keep {
+			s.backend.needsSaving()
 		}
 	})
 	return a
+}
+
+// wait returns when the attempt or ctx has ended.
+func (a *attempt) wait(ctx context.Context) error {
+	defer a.cancel()
+	select {
+	case <-a.done:
+		return a.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // conclude turns the end of an attempt into an answer. A default backend's
 // error is the answer, unless it says no more than that it is not there.
 func (s *source) conclude(ctx context.Context, request *frame, a *attempt) (*answer, error) {
 	if a.err == nil {
+		s.setFailing(nil)
+		s.backend.meters.fresh(s.rule.method)
 		return &answer{backend: s.backend, reply: a.reply}, nil
 	}
 	if ctx.Err() != nil {
@@ -139,45 +171,41 @@ func (s *source) conclude(ctx context.Context, request *frame, a *attempt) (*ans
 	if code == codes.Unimplemented {
 		return nil, nil
 	}
-	s.backend.log.Debug("answer from memory", "method", s.rule.method, "error", a.err)
+	s.setFailing(a.err)
 	return s.remembered(request)
+}
+
+// setFailing tells the log when a backend begins and ceases to answer with errors.
+func (s *source) setFailing(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch failing := err != nil; {
+	case failing && !s.failing:
+		s.backend.log.Warn("runtime fails to list; its last known objects stand in", "method", s.rule.method, "error", err)
+	case !failing && s.failing:
+		s.backend.log.Info("runtime lists again", "method", s.rule.method)
+	}
+	s.failing = err != nil
 }
 
 // remembered is the backend's part as it was last known, as far as it matches.
 func (s *source) remembered(request *frame) (*answer, error) {
-	s.mu.Lock()
-	known := s.known
-	if known != nil {
-		known = known.share()
+	list, age, err := s.memory.recall()
+	if err != nil {
+		return nil, s.backend.garbage(s.rule, err)
 	}
-	s.mu.Unlock()
-	if known == nil {
+	if list == nil {
 		return nil, nil
 	}
+	s.backend.meters.stale(s.rule.method, age)
 	if !s.rule.isComplete(request) {
-		matching, err := filterKnown(s.rule, request.bytes(), known.bytes())
+		matching, err := filterKnown(s.rule, request.bytes(), list.bytes())
 		if err != nil {
 			return nil, asStatus(s.rule, err)
 		}
-		known = frameOf(matching)
+		list = frameOf(matching)
 	}
-	return &answer{backend: s.backend, reply: reply{frame: *known}, stale: true}, nil
-}
-
-func (s *source) remember(f *frame) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.known != nil {
-		s.known.free()
-	}
-	s.known = f.share()
-}
-
-// canRemember tells whether memory may stand in for the backend.
-func (s *source) canRemember() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.known != nil && (!s.rule.live || !s.backend.isDefault)
+	return &answer{backend: s.backend, reply: reply{frame: *list}, stale: true}, nil
 }
 
 func (s *source) isBehind() bool {
@@ -196,21 +224,16 @@ func (s *source) fallBehind(a *attempt) {
 		return
 	}
 	s.behind = true
-	s.backend.log.Warn("runtime is late; lists go on with its last known objects", "method", s.rule.method)
+	s.backend.log.Warn("runtime is late; its last known objects stand in", "method", s.rule.method)
 	s.backend.wg.Go(func() { s.catchUp(a) })
 }
 
 // catchUp waits for the late attempt and then asks until an answer is in time.
 func (s *source) catchUp(late *attempt) {
 	_ = late.wait(s.backend.ctx) // whatever it brought, only a punctual answer counts
-	limit := patience
-	if s.backend.isDefault {
-		limit = defaultPatience
-	}
 	for s.backend.ctx.Err() == nil {
 		started := time.Now()
-		err := s.start(s.backend.ctx, &frame{}, exchange(s.rule)).wait(s.backend.ctx)
-		if err == nil && time.Since(started) < limit {
+		if err := s.refresh(s.backend.ctx); err == nil && time.Since(started) < s.patience() {
 			s.mu.Lock()
 			s.behind = false
 			s.mu.Unlock()
@@ -221,15 +244,9 @@ func (s *source) catchUp(late *attempt) {
 	}
 }
 
-// wait returns when the attempt or ctx has ended.
-func (a *attempt) wait(ctx context.Context) error {
-	defer a.cancel()
-	select {
-	case <-a.done:
-		return a.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// refresh asks for everything, so that memory is up to date.
+func (s *source) refresh(ctx context.Context) error {
+	return s.start(ctx, &frame{}, exchange(s.rule)).wait(ctx)
 }
 
 // pause returns after d or when ctx ends.
@@ -244,13 +261,13 @@ func pause(ctx context.Context, d time.Duration) {
 
 // exchange is the fetcher of list methods.
 func exchange(r *rule) fetcher {
-	return func(ctx context.Context, b *backend, request *frame) (reply, error) {
+	return func(ctx context.Context, b *backend, request *frame, options ...grpc.CallOption) (reply, error) {
 		defer request.free()
 		bare, err := b.strip(r, request)
 		if err != nil {
 			return reply{}, err
 		}
-		answer, err := b.call(ctx, r.full, bare)
+		answer, err := b.call(ctx, r.full, bare, options...)
 		if err != nil {
 			return answer, err
 		}
@@ -271,7 +288,7 @@ func (b *backend) adopt(r *rule, part *frame) (*frame, error) {
 		return part, nil
 	}
 	defer part.free()
-	if err := proto.Unmarshal(part.bytes(), r.answer.New().Interface()); err != nil {
+	if err := r.shape.Check(part.bytes()); err != nil {
 		return nil, b.garbage(r, err)
 	}
 	whole, err := part.rewritten(r.response, b.rewrites().add)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/connectivity"
 	grpcstatus "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -48,9 +47,9 @@ func mergeStatus(m *merging) (*frame, error) {
 		if err != nil {
 			return nil, err
 		}
-		extra.RuntimeHandlers = append(extra.RuntimeHandlers, handlersOf(b, theirs)...)
+		extra.RuntimeHandlers = append(extra.RuntimeHandlers, m.view.handlersOf(b, theirs)...)
 		merged = denyFeatures(merged, theirs.GetFeatures())
-		reports[b.name] = b.report(theirs, stale)
+		reports[b.name] = m.view.report(b, theirs, stale)
 	}
 	if request.GetVerbose() {
 		text, err := json.Marshal(reports)
@@ -96,7 +95,7 @@ func withoutClaimedHandlers(own []byte, v *view) ([]byte, error) {
 			if err != nil {
 				return nil, err
 			}
-			if v.handlers[string(name)] != nil {
+			if owner := v.handlers[string(name)]; owner != nil && owner != v.fallback {
 				continue
 			}
 		}
@@ -106,14 +105,11 @@ func withoutClaimedHandlers(own []byte, v *view) ([]byte, error) {
 }
 
 // handlersOf are the handlers of a backend by which a pod can reach it.
-func handlersOf(b *backend, theirs *runtimeapi.StatusResponse) []*runtimeapi.RuntimeHandler {
+func (v *view) handlersOf(b *backend, theirs *runtimeapi.StatusResponse) []*runtimeapi.RuntimeHandler {
 	var reachable []*runtimeapi.RuntimeHandler
-	for _, name := range b.config.RuntimeHandlers {
-		for _, handler := range theirs.GetRuntimeHandlers() {
-			if handler.GetName() == name {
-				reachable = append(reachable, handler)
-				break
-			}
+	for _, handler := range theirs.GetRuntimeHandlers() {
+		if v.handlers[handler.GetName()] == b {
+			reachable = append(reachable, handler)
 		}
 	}
 	return reachable
@@ -125,7 +121,7 @@ func denyFeatures(merged []byte, theirs *runtimeapi.RuntimeFeatures) []byte {
 	if theirs == nil {
 		return merged
 	}
-	if own, err := (wire.Path{statusFeatures}).Values(merged); err != nil || len(own) == 0 {
+	if own, err := (wire.Path{statusFeatures}).Value(merged); err != nil || own == nil {
 		return merged
 	}
 	var denied []byte
@@ -152,10 +148,13 @@ type report struct {
 	Problems   []string          `json:"problems,omitempty"`
 }
 
-func (b *backend) report(theirs *runtimeapi.StatusResponse, stale bool) report {
-	r := report{Socket: b.config.Socket, Connection: b.conn.GetState().String(), Seen: b.seen.Load(), Stale: stale, Info: theirs.GetInfo()}
-	if b.conn.GetState() != connectivity.Ready {
-		r.Problems = append(r.Problems, "does not answer")
+func (v *view) report(b *backend, theirs *runtimeapi.StatusResponse, stale bool) report {
+	r := report{Socket: b.socket, Connection: b.conn.GetState().String(), Seen: b.seen.Load(), Stale: stale, Info: theirs.GetInfo()}
+	if !b.isReady() {
+		r.Problems = append(r.Problems, "does not answer: "+b.whyAway())
+	}
+	if trouble := v.cgroupTrouble(b); trouble != "" {
+		r.Problems = append(r.Problems, trouble)
 	}
 	for _, condition := range theirs.GetStatus().GetConditions() {
 		if r.Conditions == nil {

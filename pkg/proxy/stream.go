@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -26,8 +27,9 @@ func (p *Proxy) serveListStream(r *rule, stream grpc.ServerStream) error {
 	defer request.free()
 	v, release := p.current()
 	defer release()
-	ctx := outgoing(stream.Context())
-	parts, err := p.gather(ctx, v, r, request, drain(r))
+	started := time.Now()
+	parts, err := p.gather(outgoing(stream.Context()), v, r, request, drain(r))
+	p.logCall(stream.Context(), r, request, "all", started, err)
 	meta := metadataOf(parts)
 	if headerErr := stream.SetHeader(withoutHopHeaders(meta.header)); headerErr != nil {
 		return headerErr
@@ -69,24 +71,24 @@ func sendItems(stream grpc.ServerStream, list []byte) error {
 // drain is the fetcher of Stream* methods: all messages of a backend's stream,
 // or, if it has no such method, the answer of its list method.
 func drain(r *rule) fetcher {
-	return func(ctx context.Context, b *backend, request *frame) (reply, error) {
+	return func(ctx context.Context, b *backend, request *frame, options ...grpc.CallOption) (reply, error) {
 		defer request.free()
-		answer, err := b.drain(ctx, r, request)
+		answer, err := b.drain(ctx, r, request, options)
 		if status.Code(err) == codes.Unimplemented {
-			return exchange(r.listing)(ctx, b, request.share())
+			return exchange(r.listing)(ctx, b, request.share(), options...)
 		}
 		return answer, err
 	}
 }
 
-func (b *backend) drain(ctx context.Context, r *rule, request *frame) (reply, error) {
+func (b *backend) drain(ctx context.Context, r *rule, request *frame, options []grpc.CallOption) (reply, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	bare, err := b.strip(r, request)
 	if err != nil {
 		return reply{}, err
 	}
-	stream, err := b.open(ctx, r.full, bare)
+	stream, err := b.open(ctx, r.full, bare, options...)
 	if err != nil {
 		return reply{}, err
 	}

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"bytes"
-	"reflect"
 	"slices"
 	"sync"
 
@@ -14,6 +13,7 @@ import (
 type view struct {
 	backends    []*backend // the default first
 	fallback    *backend   // the default
+	images      []imageOwner
 	handlers    map[string]*backend
 	annotations map[string]map[string]*backend // key, value
 
@@ -21,19 +21,31 @@ type view struct {
 	replaced chan struct{}  // closed when a newer view is current
 }
 
-func newView(backends []*backend) *view {
+// imageOwner is a prefix of image names, in whole path segments, and whose it is.
+type imageOwner struct {
+	prefix  string
+	backend *backend
+}
+
+// newView builds a view of a configuration; backends are those that it
+// describes, in the same order.
+func newView(config *Config, backends []*backend) *view {
 	v := &view{handlers: map[string]*backend{}, annotations: map[string]map[string]*backend{}, replaced: make(chan struct{})}
-	for _, b := range backends {
+	for i, c := range config.Backends {
+		b := backends[i]
 		if b.isDefault {
 			v.fallback = b
 			v.backends = slices.Insert(v.backends, 0, b)
 		} else {
 			v.backends = append(v.backends, b)
 		}
-		for _, handler := range b.config.RuntimeHandlers {
+		for _, prefix := range c.ImagePrefixes {
+			v.images = append(v.images, imageOwner{prefix: prefix, backend: b})
+		}
+		for _, handler := range c.RuntimeHandlers {
 			v.handlers[handler] = b
 		}
-		for _, annotation := range b.config.Annotations {
+		for _, annotation := range c.Annotations {
 			if v.annotations[annotation.Key] == nil {
 				v.annotations[annotation.Key] = map[string]*backend{}
 			}
@@ -42,16 +54,18 @@ func newView(backends []*backend) *view {
 			}
 		}
 	}
+	// Where one prefix lies within another, the longer one counts.
+	slices.SortStableFunc(v.images, func(a, b imageOwner) int { return len(b.prefix) - len(a.prefix) })
 	return v
 }
 
-// find returns the backend of exactly this configuration, nil if there is none.
-func (v *view) find(config BackendConfig) *backend {
+// find returns the backend with an identity, nil if there is none.
+func (v *view) find(id identity) *backend {
 	if v == nil {
 		return nil
 	}
 	for _, b := range v.backends {
-		if reflect.DeepEqual(b.config, config) {
+		if b.identity == id {
 			return b
 		}
 	}
@@ -61,7 +75,7 @@ func (v *view) find(config BackendConfig) *backend {
 // ownerOf tells whose sandbox or container an ID is.
 func (v *view) ownerOf(id []byte) *backend {
 	for _, b := range v.backends[1:] {
-		if hasPrefix(id, b.config.IDPrefix) {
+		if hasPrefix(id, b.idPrefix) {
 			return b
 		}
 	}
@@ -70,13 +84,13 @@ func (v *view) ownerOf(id []byte) *backend {
 
 // imageOwner tells whose image a name or ID is, nil when it has no prefix.
 func (v *view) imageOwner(image []byte) *backend {
-	for _, b := range v.backends[1:] {
-		for _, prefix := range b.config.ImagePrefixes {
-			if hasSegments(image, prefix) {
-				return b
-			}
+	for _, owner := range v.images {
+		if hasSegments(image, owner.prefix) {
+			return owner.backend
 		}
-		if hasPrefix(image, b.config.IDPrefix) && !isName(image[len(b.config.IDPrefix):]) {
+	}
+	for _, b := range v.backends[1:] {
+		if hasPrefix(image, b.idPrefix) && !isName(image[len(b.idPrefix):]) {
 			return b
 		}
 	}

@@ -29,20 +29,10 @@ func CompilePath(message protoreflect.MessageDescriptor, dotted string) (Path, e
 	return path, nil
 }
 
-// Values returns every occurrence of the path's last field, in order.
-func (p Path) Values(src []byte) ([][]byte, error) {
-	var values [][]byte
-	err := p.each(src, func(value []byte) error {
-		values = append(values, value)
-		return nil
-	})
-	return values, err
-}
-
 // Value returns the last occurrence of the path's last field, nil if there is none.
 func (p Path) Value(src []byte) ([]byte, error) {
 	var last []byte
-	err := p.each(src, func(value []byte) error {
+	err := p.Each(src, func(value []byte) error {
 		last = value
 		return nil
 	})
@@ -50,8 +40,8 @@ func (p Path) Value(src []byte) ([]byte, error) {
 }
 
 // Entries calls visit for each key and value of the string map that the path leads to.
-func (p Path) Entries(src []byte, visit func(key, value []byte)) error {
-	return p.each(src, func(entry []byte) error {
+func (p Path) Entries(src []byte, visit func(key, value []byte) error) error {
+	return p.Each(src, func(entry []byte) error {
 		key, err := Path{1}.Value(entry)
 		if err != nil {
 			return err
@@ -60,14 +50,14 @@ func (p Path) Entries(src []byte, visit func(key, value []byte)) error {
 		if err != nil {
 			return err
 		}
-		visit(key, value)
-		return nil
+		return visit(key, value)
 	})
 }
 
-func (p Path) each(src []byte, visit func(value []byte) error) error {
+// Each calls visit for every occurrence of the path's last field, in order.
+func (p Path) Each(src []byte, visit func(value []byte) error) error {
 	if len(p) == 0 {
 		return visit(src)
 	}
-	return Each(src, p[0], func(value []byte) error { return p[1:].each(value, visit) })
+	return Each(src, p[0], func(value []byte) error { return p[1:].Each(value, visit) })
 }
