@@ -3,7 +3,7 @@
 # what they need by hack/setup.sh.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test unit integration e2e bench lint clean
+.PHONY: help demo up down build test unit integration e2e conformance bench lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ integration: ## run the tests with real libvirtd, QEMU, CNI plugins and containe
 e2e: ## run the tests with a real kubelet; E2E_RUN=REGEXP chooses some
 	@hack/setup.sh test
 	@hack/test.sh e2e
+
+conformance: ## compare critest against containerd with critest through criproxy
+	@hack/setup.sh test
+	@hack/build-tools.sh critest
+	@go build -o _build/bin/conformance ./tests/conformance
+	@unshare --ipc _build/bin/conformance
 
 bench: ## measure what criproxy and vmruntime cost
 	@hack/setup.sh test

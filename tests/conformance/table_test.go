@@ -1,0 +1,97 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestADifferenceIsAPassOnOneSideOnly(t *testing.T) {
+	direct := []spec{
+		{Name: "a", State: "passed"},
+		{Name: "b", State: "passed"},
+		{Name: "c", State: "failed", Reason: "no such image"},
+		{Name: "d", State: "skipped", Reason: "no AppArmor"},
+		{Name: "e", State: "passed"},
+	}
+	proxy := []spec{
+		{Name: "d", State: "passed"},
+		{Name: "c", State: "panicked"},
+		{Name: "b", State: "failed", Reason: "too slow"},
+		{Name: "a", State: "passed"},
+		{Name: "f", State: "passed"},
+	}
+	want := []comparison{
+		{Name: "b", Direct: "passed", Proxy: "failed", Why: "too slow"},
+		{Name: "d", Direct: "skipped", DirectWhy: "no AppArmor", Proxy: "passed"},
+		{Name: "e", Direct: "passed", Proxy: "not run"},
+		{Name: "f", Direct: "not run", Proxy: "passed"},
+	}
+	if diff := cmp.Diff(want, different(compare(direct, proxy))); diff != "" {
+		t.Error("-want +got:\n" + diff)
+	}
+}
+
+func TestReport(t *testing.T) {
+	direct := []spec{{Name: "a | b", State: "passed"}, {Name: "c", State: "timedout"}, {Name: "d", State: "skipped"}}
+	proxy := []spec{{Name: "a | b", State: "passed"}, {Name: "c", State: "failed"}, {Name: "d", State: "skipped"}}
+	runs := []namedRun{{"one", direct, time.Second}, {"two", proxy, 2 * time.Second}}
+	want := `Heading
+
+| critest against | specs | passed | failed | skipped by critest | seconds |
+|---|---|---|---|---|---|
+| one | 3 | 1 | 1 | 1 | 1 |
+| two | 3 | 1 | 1 | 1 | 2 |
+
+Specs that pass on one side only: 0.
+
+| spec | containerd | through criproxy |
+|---|---|---|
+| a \| b | passed | passed |
+| c | timedout | failed |
+| d | skipped | skipped |
+`
+	if diff := cmp.Diff(want, markdown("Heading", runs, compare(direct, proxy))); diff != "" {
+		t.Error("-want +got:\n" + diff)
+	}
+}
+
+func TestOnlyTheTextBetweenMarkersIsReplaced(t *testing.T) {
+	page := filepath.Join(t.TempDir(), "page.md")
+	if err := os.WriteFile(page, []byte("before\n"+begin+"old\n"+end+"after\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaceBetweenMarkers(page, "new\n"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff("before\n"+begin+"new\n"+end+"after\n", string(got)); diff != "" {
+		t.Error("-want +got:\n" + diff)
+	}
+	if err := os.WriteFile(page, []byte("nothing to replace\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaceBetweenMarkers(page, "new\n"); err == nil {
+		t.Error("a page without markers was accepted")
+	}
+}
+
+func TestThePageOfTheRepositoryHasMarkers(t *testing.T) {
+	data, err := os.ReadFile("../../docs/conformance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := filepath.Join(t.TempDir(), "page.md")
+	if err := os.WriteFile(page, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaceBetweenMarkers(page, "new\n"); err != nil {
+		t.Error(err)
+	}
+}
