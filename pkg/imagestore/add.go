@@ -1,6 +1,7 @@
 package imagestore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,15 +32,15 @@ const (
 
 // add judges a complete download and makes it an image of the store. Until the
 // index knows it, a crash leaves nothing that the next start does not remove.
-func (s *Store) add(ctx context.Context, got received, ref Reference, key string) error {
+func (s *Store) add(ctx context.Context, got received, j job) (landing, error) {
 	format, virtualSize, err := s.seal(ctx, got)
 	if err != nil {
-		return err
+		return landing{}, err
 	}
 	s.commit.Lock()
 	defer s.commit.Unlock()
 	if err := s.placeLocked(got); err != nil {
-		return err
+		return landing{}, err
 	}
 	r := s.index.byID(got.id)
 	if r == nil {
@@ -48,13 +49,15 @@ func (s *Store) add(ctx context.Context, got received, ref Reference, key string
 			PulledAt: s.now().UTC(),
 		}
 	}
-	r = r.named(ref, got.digest)
-	r.Origins[key] = origin{Digest: got.digest, ETag: got.from.ETag, LastModified: got.from.LastModified}
+	digest := cmp.Or(j.manifest, got.digest)
+	r = r.named(j.ref, digest)
+	r.Origins[j.origin] = origin{Digest: digest}
+	r.Origins[j.partial] = origin{Digest: got.digest, ETag: got.from.ETag, LastModified: got.from.LastModified}
 	err = s.saveLocked(r)
 	if err != nil && s.index.byID(got.id) == nil {
 		err = errors.Join(err, s.eraseLocked(got.id))
 	}
-	return err
+	return landing{id: got.id, digest: digest}, err
 }
 
 // seal judges the file and gives it its owner and mode; then it is final.
@@ -123,6 +126,21 @@ func (s *Store) placeLocked(got received) error {
 		return errors.Join(err, removeFile(path))
 	}
 	return nil
+}
+
+// claim gives an image that somebody else's flight brought our name, and remembers
+// where it came from.
+func (s *Store) claim(landed landing, j job) (landing, error) {
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	r := s.index.byID(landed.id)
+	if r == nil || r.Removed {
+		return landing{}, classed(errTemporary, "image %s was removed while it was pulled", landed.id)
+	}
+	r = r.named(j.ref, j.manifest)
+	r.Origins[j.origin] = origin{Digest: j.manifest}
+	landed.digest = j.manifest
+	return landed, s.saveLocked(r)
 }
 
 // addName gives an image that is already here one more name.

@@ -3,7 +3,6 @@ package imagestore
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/ambipod/ambipod/pkg/imagestore/translation"
 )
 
 const (
@@ -40,17 +41,18 @@ type httpPlace struct {
 	credentials Credentials
 	client      *http.Client
 	known       origin // what is stored from here already, if anything
+	immutable   bool   // the URL names a content, which cannot change
 }
 
 func newHTTPPlace(l location, c Credentials, known origin) *httpPlace {
 	return &httpPlace{location: l, credentials: c, known: known, client: &http.Client{
-		Transport:     newTransport(),
-		CheckRedirect: checkRedirect(defaultMaxRedirects),
+		Transport:     newTransport(l.transport),
+		CheckRedirect: checkRedirect(l.transport),
 	}}
 }
 
-func newTransport() *http.Transport {
-	return &http.Transport{
+func newTransport(profile *translation.Transport) *http.Transport {
+	t := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSHandshakeTimeout:    handshakeTimeout,
@@ -62,10 +64,21 @@ func newTransport() *http.Transport {
 		ReadBufferSize:  copyBuffer,
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
 	}
+	if profile != nil && profile.Proxy != nil {
+		t.Proxy = http.ProxyURL(profile.Proxy)
+	}
+	if profile != nil && profile.TLS != nil {
+		t.TLSClientConfig = profile.TLS.Clone()
+	}
+	return t
 }
 
 // checkRedirect follows a limited number of redirects, never to a less safe protocol.
-func checkRedirect(limit int) func(*http.Request, []*http.Request) error {
+func checkRedirect(profile *translation.Transport) func(*http.Request, []*http.Request) error {
+	limit := defaultMaxRedirects
+	if profile != nil && profile.MaxRedirects >= 0 {
+		limit = profile.MaxRedirects
+	}
 	return func(r *http.Request, via []*http.Request) error {
 		if len(via) > limit {
 			return classed(errdefs.ErrFailedPrecondition, "it redirects more than %d times", limit)
@@ -85,7 +98,7 @@ func (p *httpPlace) open(ctx context.Context, have int64, v validator) (*body, e
 	}
 	response, err := p.client.Do(request)
 	if err != nil {
-		return nil, p.explain(err)
+		return nil, explainConnection(p.location.String(), err)
 	}
 	opened, err := p.accept(response, have, v)
 	if err != nil {
@@ -127,13 +140,13 @@ func (p *httpPlace) request(ctx context.Context, have int64, v validator) (*http
 func (p *httpPlace) accept(r *http.Response, have int64, v validator) (*body, error) {
 	switch r.StatusCode {
 	case http.StatusOK:
-		return &body{ReadCloser: r.Body, validator: validatorOf(r.Header, r.ContentLength)}, nil
+		return &body{ReadCloser: r.Body, validator: p.validatorOf(r.Header, r.ContentLength)}, nil
 	case http.StatusPartialContent:
 		first, total, ok := contentRange(r.Header)
 		if !ok || first != have || (v.Total >= 0 && total >= 0 && total != v.Total) {
 			return nil, classed(errRestart, "fetch %s: it sent another part than was asked for (%q)", p.location, r.Header.Get("Content-Range"))
 		}
-		next := validatorOf(r.Header, total)
+		next := p.validatorOf(r.Header, total)
 		if next.ETag != "" && next.ETag != v.ETag {
 			return nil, classed(errRestart, "fetch %s: it changed on the server", p.location)
 		}
@@ -155,38 +168,44 @@ func (p *httpPlace) accept(r *http.Response, have int64, v validator) (*body, er
 
 // refuse turns a status that brings no bytes into an error.
 func (p *httpPlace) refuse(r *http.Response) error {
-	class := error(errdefs.ErrFailedPrecondition)
-	switch code := r.StatusCode; {
-	case code == http.StatusNotFound, code == http.StatusGone:
-		class = errdefs.ErrNotFound
-	case code == http.StatusUnauthorized, code == http.StatusProxyAuthRequired:
-		class = errdefs.ErrUnauthenticated
-	case code == http.StatusForbidden:
-		class = errdefs.ErrPermissionDenied
-	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
-		class = errTemporary
-	}
-	return classed(class, "fetch %s: the server answers %d %s", p.location, r.StatusCode, http.StatusText(r.StatusCode))
+	return classed(classOfStatus(r.StatusCode), "fetch %s: the server answers %d %s", p.location, r.StatusCode, http.StatusText(r.StatusCode))
 }
 
-// explain classifies an error of the connection. The URL that net/http puts in
-// front is dropped: it may contain a secret.
-func (p *httpPlace) explain(err error) error {
+func classOfStatus(code int) error {
+	switch {
+	case code == http.StatusNotFound, code == http.StatusGone:
+		return errdefs.ErrNotFound
+	case code == http.StatusUnauthorized, code == http.StatusProxyAuthRequired:
+		return errdefs.ErrUnauthenticated
+	case code == http.StatusForbidden:
+		return errdefs.ErrPermissionDenied
+	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
+		return errTemporary
+	}
+	return errdefs.ErrFailedPrecondition
+}
+
+// explainConnection classifies an error of a connection. The URL that net/http
+// puts in front is dropped: it may contain a secret.
+func explainConnection(what string, err error) error {
 	if urlError := (*url.Error)(nil); errors.As(err, &urlError) {
 		err = urlError.Err
 	}
 	var verification *tls.CertificateVerificationError
-	var authority x509.UnknownAuthorityError
+	var known *classedError
 	switch {
-	case errors.Is(err, errdefs.ErrFailedPrecondition), errors.Is(err, context.Canceled):
-		return fmt.Errorf("fetch %s: %w", p.location, err)
-	case errors.As(err, &verification), errors.As(err, &authority):
-		return classed(errdefs.ErrFailedPrecondition, "fetch %s: its TLS certificate is not valid: %w", p.location, err)
+	case errors.As(err, &known), errors.Is(err, context.Canceled):
+		return fmt.Errorf("fetch %s: %w", what, err)
+	case errors.As(err, &verification):
+		return classed(errdefs.ErrFailedPrecondition, "fetch %s: its TLS certificate is not valid: %w", what, err)
 	}
-	return classed(errTemporary, "fetch %s: %w", p.location, err)
+	return classed(errTemporary, "fetch %s: %w", what, err)
 }
 
-func validatorOf(h http.Header, total int64) validator {
+func (p *httpPlace) validatorOf(h http.Header, total int64) validator {
+	if p.immutable {
+		return validator{Strong: true, Total: total}
+	}
 	v := validator{ETag: h.Get("ETag"), LastModified: h.Get("Last-Modified"), Total: total}
 	if v.ETag != "" {
 		v.Strong = !strings.HasPrefix(v.ETag, "W/")

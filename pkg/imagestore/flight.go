@@ -17,7 +17,9 @@ type flights struct {
 // landing is what a flight brought.
 type landing struct {
 	id     string // of the image
-	digest string // of the bytes that the server sent
+	digest string // of the bytes that the server sent, or of the manifest
+
+	unchanged bool // nothing had to be fetched
 }
 
 // flight is one download and all who wait for it.

@@ -34,32 +34,120 @@ type received struct {
 }
 
 // receive fetches all of a connected download into the partial folder, hashing on
-// the way.
-func (s *Store) receive(ctx context.Context, d *download) (received, error) {
+// the way and unwrapping if it is compressed, or a layer that may be.
+func (s *Store) receive(ctx context.Context, d *download, layer bool) (received, error) {
 	in := d.reader(ctx)
-	head := make([]byte, headSize)
-	n, err := io.ReadFull(in, head)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return received{}, err
-	}
-	head = head[:n]
-	if err := s.checkHead(head, d.part.validator.Total); err != nil {
-		return received{}, err
-	}
-	all := io.MultiReader(bytes.NewReader(head), in)
-	got := received{path: d.part.base + endingBytes}
-	got.digest, got.size, err = copyHashed(io.Discard, all, d.part.startWriting())
+	head, err := peek(in)
 	if err != nil {
 		return received{}, err
 	}
-	got.id, got.from = got.digest, d.part.validator
+	all := io.MultiReader(bytes.NewReader(head), in)
+	w := wrapping(head)
+	if w == wrapperNone && (!layer || !isTar(head)) {
+		return s.receivePlain(d, head, all)
+	}
+	hash := sha256.New()
+	sent := io.TeeReader(all, hash)
+	got, err := s.receiveWrapped(ctx, d, w, sent, layer)
+	if err != nil {
+		return received{}, err
+	}
+	got.digest, got.from = hex.EncodeToString(hash.Sum(nil)), d.part.validator
 	return got, nil
 }
 
+// peek reads as much as is looked at before the rest.
+func peek(r io.Reader) ([]byte, error) {
+	head := make([]byte, headSize)
+	n, err := io.ReadFull(r, head)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
+	}
+	return head[:n], nil
+}
+
+// receivePlain stores bytes as they come: the partial file is the image.
+func (s *Store) receivePlain(d *download, head []byte, all io.Reader) (received, error) {
+	if err := s.checkHead(head, d.part.validator.Total); err != nil {
+		return received{}, err
+	}
+	got := received{path: d.part.base + endingBytes}
+	var err error
+	limited := &limitedReader{r: all, left: s.opts.MaxSize, limit: s.opts.MaxSize}
+	got.digest, got.size, err = copyHashed(io.Discard, limited, flusher(d.part.file))
+	got.id, got.from = got.digest, d.part.validator
+	return got, err
+}
+
+// receiveWrapped stores the unwrapped disk beside the partial file.
+func (s *Store) receiveWrapped(ctx context.Context, d *download, w wrapper, sent io.Reader, layer bool) (got received, err error) {
+	plain, err := s.unwrap(ctx, w, sent)
+	if err != nil {
+		return received{}, err
+	}
+	defer func() { err = errors.Join(err, plain.Close()) }()
+	head, err := peek(plain)
+	if err != nil {
+		return received{}, err
+	}
+	got.path = d.part.unpacked()
+	content := io.MultiReader(bytes.NewReader(head), plain)
+	if layer && isTar(head) {
+		got.id, got.size, err = s.unpackLayer(got.path, content)
+	} else {
+		got.id, got.size, err = s.unpackDisk(got.path, head, content)
+	}
+	if err != nil {
+		return received{}, err
+	}
+	// The digest is that of all bytes, also of those that nothing needed.
+	_, err = io.Copy(io.Discard, sent)
+	return got, err
+}
+
+// unpackDisk writes the disk whose first bytes are head to a new file.
+func (s *Store) unpackDisk(path string, head []byte, all io.Reader) (id string, size int64, err error) {
+	if err := s.checkHead(head, -1); err != nil {
+		return "", 0, err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, fileModePrivate)
+	if err != nil {
+		return "", 0, writeError("unpack image", err)
+	}
+	defer func() {
+		if closeErr := file.Close(); closeErr != nil {
+			err = errors.Join(err, writeError("unpack image", closeErr))
+		}
+	}()
+	flush := flusher(file)
+	return copyHashed(file, &limitedReader{r: all, left: s.opts.MaxSize, limit: s.opts.MaxSize}, func(size int64) error {
+		if size%flushEvery < copyBuffer {
+			if err := s.checkFree(0); err != nil {
+				return err
+			}
+		}
+		return flush(size)
+	})
+}
+
+// limitedReader fails, instead of ending, at its limit.
+type limitedReader struct {
+	r           io.Reader
+	left, limit int64
+}
+
+func (l *limitedReader) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if l.left -= int64(n); l.left < 0 {
+		return 0, classed(errdefs.ErrResourceExhausted, "the image has more than %d bytes when unpacked; that is the limit", l.limit)
+	}
+	return n, err
+}
+
 // copyHashed copies and returns the SHA-256 and the length of what went through.
-// Hashing runs beside reading and writing. tell, if not nil, is called with the
-// position now and then.
-func copyHashed(w io.Writer, r io.Reader, tell func(int64)) (digest string, size int64, err error) {
+// Hashing runs beside reading and writing. moved is called with the position after
+// each part.
+func copyHashed(w io.Writer, r io.Reader, moved func(int64) error) (digest string, size int64, err error) {
 	free, full := make(chan []byte, copyBuffers), make(chan []byte, copyBuffers)
 	for range copyBuffers {
 		free <- make([]byte, copyBuffer)
@@ -77,16 +165,13 @@ func copyHashed(w io.Writer, r io.Reader, tell func(int64)) (digest string, size
 		b := <-free
 		var n int
 		n, err = r.Read(b)
-		if n > 0 {
-			size += int64(n)
-			if _, writeErr := w.Write(b[:n]); writeErr != nil {
-				err = writeErr
-			}
-			tell(size)
-			full <- b[:n]
-		} else {
-			free <- b
+		size += int64(n)
+		if _, writeErr := w.Write(b[:n]); writeErr != nil {
+			err = writeError("write image", writeErr)
+		} else if moveErr := moved(size); moveErr != nil {
+			err = moveErr
 		}
+		full <- b[:n]
 	}
 	close(full)
 	<-hashed
@@ -96,15 +181,16 @@ func copyHashed(w io.Writer, r io.Reader, tell func(int64)) (digest string, size
 	return hex.EncodeToString(hash.Sum(nil)), size, nil
 }
 
-// startWriting makes the kernel write the file out while it grows.
-func (p *partial) startWriting() func(int64) {
+// flusher makes the kernel write a file out while it grows.
+func flusher(file *os.File) func(int64) error {
 	var asked int64
-	return func(int64) {
-		if p.have-asked >= flushEvery {
+	return func(size int64) error {
+		if size-asked >= flushEvery {
 			// Only a hint: the sync before the file is placed tells of errors.
-			_ = unix.SyncFileRange(int(p.file.Fd()), asked, p.have-asked, unix.SYNC_FILE_RANGE_WRITE)
-			asked = p.have
+			_ = unix.SyncFileRange(int(file.Fd()), asked, size-asked, unix.SYNC_FILE_RANGE_WRITE)
+			asked = size
 		}
+		return nil
 	}
 }
 

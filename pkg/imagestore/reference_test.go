@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/ambipod/ambipod/pkg/imagestore/translation"
 )
 
 func TestParseReference(t *testing.T) {
@@ -64,7 +66,7 @@ func FuzzParseReference(f *testing.F) {
 	f.Add("virtlet.cloud/a/b@sha256:" + strings.Repeat("a", 64))
 	f.Add("vm.ambipod.io/oci/registry.example/repo:1.0")
 	f.Add("vm.ambipod.io/../a")
-	s := &Store{opts: Options{DefaultProtocol: schemeHTTPS}}
+	s := &Store{opts: Options{DefaultProtocol: schemeHTTPS}, translation: translation.NewSource(nil)}
 	f.Fuzz(func(t *testing.T, name string) {
 		ref, err := ParseReference(name)
 		if err != nil {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/ambipod/ambipod/pkg/imagestore/translation"
 )
 
 // Modes of the store's folders and files. QEMU walks through the passable ones
@@ -41,6 +43,14 @@ type Options struct {
 	// DefaultProtocol is "https" (if empty) or "http": how a name without
 	// protocol and without translation is fetched.
 	DefaultProtocol string
+	// TranslationDirs are folders of translation files, the most important first.
+	// Package translation describes them. A folder may be missing.
+	TranslationDirs []string
+	// FileRoots are folders below which translation files may name file:// URLs.
+	FileRoots []string
+	// InsecureRegistries are hosts (with port, if any) of OCI registries that may
+	// be spoken to without TLS; those on this machine always may.
+	InsecureRegistries []string
 	// MaxDownload is the largest number of bytes fetched for one image; 256 GiB if 0.
 	MaxDownload int64
 	// MaxSize is the largest stored file, after unwrapping, in bytes; 256 GiB if 0.
@@ -73,7 +83,8 @@ type Store struct {
 	index   *index
 	flights flights
 
-	transfers transfers
+	transfers   transfers
+	translation *translation.Source
 
 	// commit serialises all that changes the index together with files, so that
 	// no file is removed while another operation is about to name it.
@@ -96,14 +107,15 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		opts:      o,
-		flights:   flights{active: map[string]*flight{}},
-		paths:     paths{o.Dir},
-		log:       o.Logger,
-		checkDisk: qemuImgCheck(o.QEMU),
-		reached:   func(step) error { return nil },
-		now:       time.Now,
-		retryWait: backoff,
+		opts:        o,
+		flights:     flights{active: map[string]*flight{}},
+		paths:       paths{o.Dir},
+		log:         o.Logger,
+		translation: translation.NewSource(o.TranslationDirs),
+		checkDisk:   qemuImgCheck(o.QEMU),
+		reached:     func(step) error { return nil },
+		now:         time.Now,
+		retryWait:   backoff,
 	}
 	if err := s.paths.create(); err != nil {
 		return nil, err
