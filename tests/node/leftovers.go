@@ -74,7 +74,7 @@ func (n *Node) leases(context.Context) ([]string, error) {
 
 // podCgroups are those that kubelet makes for pods.
 func (n *Node) podCgroups(context.Context) ([]string, error) {
-	dirs, err := cgroupFolders(n.cgroup())
+	dirs, err := cgroupFolders(n.Cgroup())
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func (n *Node) podFiles(context.Context) ([]string, error) {
 // podProcesses are those that name the node's root although they are no daemon
 // of it: QEMU, shims, helpers.
 func (n *Node) podProcesses(context.Context) ([]string, error) {
-	processes, err := n.processesNaming(n.root + "/")
+	processes, err := n.ProcessesNaming(n.root + "/")
 	if err != nil {
 		return nil, err
 	}
@@ -133,9 +133,9 @@ func (n *Node) isDaemon(p process.Process) bool {
 	return slices.ContainsFunc(append(order(), Virtlogd), func(name string) bool { return n.Process(name) == p })
 }
 
-// processesNaming lists the processes in the node's network namespace whose
+// ProcessesNaming lists the processes in the node's network namespace whose
 // command line contains text. There are none without the namespace.
-func (n *Node) processesNaming(text string) ([]process.Process, error) {
+func (n *Node) ProcessesNaming(text string) ([]process.Process, error) {
 	home, err := os.Stat(namespacePath(n.id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

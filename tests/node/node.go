@@ -188,7 +188,7 @@ func (n *Node) makeAll() error {
 	if err := n.save(); err != nil {
 		return err
 	}
-	if err := makeCgroups(n.cgroup()); err != nil {
+	if err := makeCgroups(n.Cgroup()); err != nil {
 		return err
 	}
 	return errors.Join(n.writeSettings(), n.copyPrograms(), n.shareKubeletMounts())

@@ -78,6 +78,15 @@ func (n *Node) Checkout() string { return n.cfg.Checkout }
 // ManifestDir is where kubelet looks for static pods.
 func (n *Node) ManifestDir() string { return n.path(dirManifests) }
 
+// VMStateDir is vmruntime's --state-dir.
+func (n *Node) VMStateDir() string { return n.path(dirVM) }
+
+// SiteDir is what the image server shows.
+func (n *Node) SiteDir() string { return n.path(dirSite) }
+
+// CNIConfig is the CNI configuration of both runtimes.
+func (n *Node) CNIConfig() string { return n.path(dirEtc, "cni", "10-ambipod.conflist") }
+
 // PodLogDir is where kubelet has the pods' logs written.
 func (n *Node) PodLogDir() string { return n.path(dirPods) }
 
@@ -119,8 +128,8 @@ func (n *Node) Crictl() string { return n.tool("crictl") }
 // is self-signed.
 func (n *Node) KubeletURL() string { return "https://" + n.net.nodeIP().String() + ":10250" }
 
-// cgroup is the node's cgroup in every hierarchy.
-func (n *Node) cgroup() string { return "/ambipod-" + n.id }
+// Cgroup is the node's cgroup in every hierarchy: the parent of its pods'.
+func (n *Node) Cgroup() string { return "/ambipod-" + n.id }
 
 // makeFolders makes the root and what is in it. QEMU's user passes through the
 // root on its way to its own files.

@@ -38,14 +38,14 @@ func (n *Node) daemon(name string) (daemon, error) {
 		d.ready = func(ctx context.Context) error { return n.siteAnswers(ctx) }
 	case Containerd:
 		d.argv = append(d.argv, n.tool("containerd"), "--config", n.path(dirEtc, "containerd.toml"))
-		d.ready = func(ctx context.Context) error { return runtimeReady(ctx, n.ContainerdSocket()) }
+		d.ready = func(ctx context.Context) error { return RuntimeReady(ctx, n.ContainerdSocket()) }
 	case VMRuntime:
 		d.argv = append(d.argv, n.vmruntimeCommand()...)
 		d.timeout = startSlow
-		d.ready = func(ctx context.Context) error { return runtimeReady(ctx, n.VMRuntimeSocket()) }
+		d.ready = func(ctx context.Context) error { return RuntimeReady(ctx, n.VMRuntimeSocket()) }
 	case CRIProxy:
 		d.argv = append(d.argv, n.built("criproxy"), "--config", n.path(dirEtc, "criproxy.yaml"), "--logtostderr", "-v=2")
-		d.ready = func(ctx context.Context) error { return runtimeReady(ctx, n.CRIProxySocket()) }
+		d.ready = func(ctx context.Context) error { return RuntimeReady(ctx, n.CRIProxySocket()) }
 	case Kubelet:
 		d.argv = append(d.argv, n.kubeletCommand()...)
 		d.timeout = startSlow
@@ -54,6 +54,12 @@ func (n *Node) daemon(name string) (daemon, error) {
 		return daemon{}, fmt.Errorf("the node has no daemon %q: %w", name, errdefs.ErrNotFound)
 	}
 	return d, nil
+}
+
+// Command is how the daemon is run.
+func (n *Node) Command(name string) ([]string, error) {
+	d, err := n.daemon(name)
+	return d.argv, err
 }
 
 func (n *Node) vmruntimeCommand() []string {
@@ -152,8 +158,9 @@ func Dial(socket string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// runtimeReady asks a CRI server whether it and its network are ready.
-func runtimeReady(ctx context.Context, socket string) error {
+// RuntimeReady asks a CRI server whether it and its network are ready; the error
+// says what is not.
+func RuntimeReady(ctx context.Context, socket string) error {
 	conn, err := Dial(socket)
 	if err != nil {
 		return err

@@ -247,7 +247,7 @@ func (n *Node) kubeletSettings() kubeletConfig {
 		ReadOnlyPort:           10255,
 		HealthzPort:            10248,
 		CgroupDriver:           "cgroupfs",
-		CgroupRoot:             n.cgroup(),
+		CgroupRoot:             n.Cgroup(),
 		EnforceNodeAllocatable: []string{},
 		PodLogsDir:             n.PodLogDir(),
 		VolumePluginDir:        n.path(dirKubelet, "exec-plugins"),

@@ -36,7 +36,7 @@ func (n *Node) Stop(ctx context.Context) error {
 	for _, name := range backwards {
 		errs = append(errs, n.stopDaemon(ctx, name))
 	}
-	errs = append(errs, removeCgroups(ctx, n.cgroup()), n.killShims(ctx))
+	errs = append(errs, removeCgroups(ctx, n.Cgroup()), n.killShims(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("take node %q down: %w", n.cfg.Name, err)
 	}
@@ -112,7 +112,7 @@ func removePods(ctx context.Context, socket string) error {
 // killShims ends containerd's shims that outlived their container.
 func (n *Node) killShims(ctx context.Context) error {
 	var errs []error
-	processes, err := n.processesNaming(n.ContainerdSocket())
+	processes, err := n.ProcessesNaming(n.ContainerdSocket())
 	for _, p := range processes {
 		errs = append(errs, p.Kill(ctx))
 	}
@@ -186,7 +186,7 @@ func (n *Node) Remains() ([]string, error) {
 			found = append(found, "file: "+path)
 		}
 	}
-	cgroups, err := cgroupFolders(n.cgroup())
+	cgroups, err := cgroupFolders(n.Cgroup())
 	if err != nil {
 		return nil, err
 	}

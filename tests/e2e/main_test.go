@@ -1,0 +1,118 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ambipod/ambipod/tests/node"
+)
+
+// Deadlines. Guests boot under software emulation on a machine that may be busy:
+// give boots many times what is usual.
+const (
+	testTime = 6 * time.Minute
+	downTime = 2 * time.Minute
+)
+
+// nodes are the package's nodes by name. Tests run one after another.
+var nodes = map[string]*node.Node{}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for name, n := range nodes {
+		if err := takeDown(name, n, code != 0); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func takeDown(name string, n *node.Node, keepLogs bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), downTime)
+	defer cancel()
+	if keepLogs {
+		dir := filepath.Join(n.Checkout(), "_run", "e2e-logs", name)
+		if err := n.SaveLogs(dir); err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "the daemons' logs are kept in %s\n", dir)
+	}
+	if err := n.Stop(ctx); err != nil {
+		return err
+	}
+	remains, err := n.Remains()
+	if err == nil && len(remains) > 0 {
+		err = fmt.Errorf("left of node %s: %s", name, strings.Join(remains, "; "))
+	}
+	return err
+}
+
+// kubeletNode is the complete node.
+func kubeletNode(t *testing.T) *node.Node {
+	t.Helper()
+	return sharedNode(t, "kubelet")
+}
+
+// criNode has no kubelet: tests talk to criproxy.
+func criNode(t *testing.T) *node.Node {
+	t.Helper()
+	return sharedNode(t, "cri", node.Kubelet)
+}
+
+func sharedNode(t *testing.T, name string, without ...string) *node.Node {
+	t.Helper()
+	if n, ok := nodes[name]; ok {
+		return n
+	}
+	n, err := node.Start(deadline(t), nodeConfig(t, name, without...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes[name] = n
+	return n
+}
+
+// nodeConfig is that of a node which other runs of these tests do not share.
+func nodeConfig(t *testing.T, name string, without ...string) node.Config {
+	t.Helper()
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return node.Config{Checkout: top, Name: fmt.Sprintf("e2e%d-%s", os.Getpid(), name), Without: without}
+}
+
+func deadline(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testTime)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually waits until check returns nil.
+func eventually(t *testing.T, what string, check func(context.Context) error) {
+	t.Helper()
+	if err := node.Until(deadline(t), what, check); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// nothingLeft waits until no trace of any pod is on the node.
+func nothingLeft(t *testing.T, n *node.Node) {
+	t.Helper()
+	eventually(t, "nothing is left of the pods", func(ctx context.Context) error {
+		left, err := n.Leftovers(ctx)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left: %s", strings.Join(left, "; "))
+		}
+		return err
+	})
+}
