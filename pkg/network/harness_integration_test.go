@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -177,6 +178,20 @@ func (n *node) podLinks() []string {
 	return out
 }
 
+// settle waits until no IPv6 address of the host is tentative: until then the
+// host would talk to pods from whatever other address it has.
+func (n *node) settle() {
+	n.t.Helper()
+	h, err := netns.Netlink(n.netns)
+	must(n.t, err)
+	defer h.Close()
+	eventually(n.t, func() bool {
+		addrs, err := h.AddrList(nil, netlink.FAMILY_V6)
+		must(n.t, err)
+		return !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
+	}, func() string { return "the host's IPv6 addresses stay tentative" })
+}
+
 // eventually waits until ok, and fails the test with what at the end.
 func eventually(t *testing.T, ok func() bool, what func() string) {
 	t.Helper()
@@ -207,10 +222,11 @@ func testPod(t *testing.T) Pod {
 // guest is a network namespace whose eth0 is plugged into a pod's tap, in place
 // of a VM: it has a whole IP stack, and the pod's MAC.
 type guest struct {
-	t     *testing.T
-	netns string
-	link  string
-	iface Interface
+	t      *testing.T
+	netns  string
+	link   string
+	iface  Interface
+	unplug func() error // powers the guest off; its namespace stays
 }
 
 // newGuest boots a guest on the pod's i-th interface.
@@ -218,7 +234,7 @@ func (n *node) newGuest(pod Pod, r *Result, i int) *guest {
 	n.t.Helper()
 	files, err := n.manager.OpenTaps(n.t.Context(), pod.SandboxID, r)
 	must(n.t, err)
-	g := &guest{t: n.t, netns: filepath.Join(n.dir, fmt.Sprintf("guest-%s-%d", pod.SandboxID[:8], i)), link: "eth0", iface: r.Interfaces[i]}
+	g := &guest{t: n.t, netns: filepath.Join(n.dir, "guest-"+rand.Text()), link: "eth0", iface: r.Interfaces[i]}
 	must(n.t, netns.Create(g.netns))
 	n.t.Cleanup(func() { must(n.t, netns.Remove(g.netns)) })
 	mac, err := net.ParseMAC(g.iface.MAC)
@@ -240,7 +256,7 @@ func (n *node) newGuest(pod Pod, r *Result, i int) *guest {
 	g.plug(card, files[i])
 	for j, f := range files {
 		if j != i {
-			n.t.Cleanup(func() { f.Close() })
+			f.Close()
 		}
 	}
 	return g
@@ -264,11 +280,12 @@ func (g *guest) plug(a, b *os.File) {
 			}
 		})
 	}
-	g.t.Cleanup(func() {
-		a.Close()
-		b.Close()
+	g.unplug = sync.OnceValue(func() error {
+		err := errors.Join(a.Close(), b.Close())
 		copiers.Wait()
+		return err
 	})
+	g.t.Cleanup(func() { must(g.t, g.unplug()) })
 }
 
 // pollable makes a file whose Read ends when it is closed.
@@ -311,7 +328,7 @@ func (g *guest) configure(r *Result) {
 			return err
 		}
 		for _, p := range g.iface.Addresses {
-			a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+			a := &netlink.Addr{IPNet: ipNet(p)}
 			if p.Addr().Is6() {
 				a.Flags = unix.IFA_F_NODAD
 			}
@@ -323,8 +340,7 @@ func (g *guest) configure(r *Result) {
 			if route.Interface != g.iface.Name {
 				continue
 			}
-			d := route.Destination
-			kr := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: &net.IPNet{IP: d.Addr().AsSlice(), Mask: net.CIDRMask(d.Bits(), d.Addr().BitLen())}}
+			kr := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(route.Destination)}
 			if route.Gateway.IsValid() {
 				kr.Gw = route.Gateway.AsSlice()
 			} else {
@@ -431,4 +447,8 @@ func filterHandles(t *testing.T, r *Result) []string {
 		t.Fatal("no filters")
 	}
 	return out
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

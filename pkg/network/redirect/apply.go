@@ -119,9 +119,10 @@ func filter(r Rule, link, peer, sink netlink.Link) *netlink.U32 {
 		ClassId: netlink.MakeHandle(1, 1),
 	}
 	if len(r.Matches) > 0 {
-		f.Sel = &netlink.TcU32Sel{Flags: netlink.TC_U32_TERMINAL}
-		for _, m := range r.Matches {
-			f.Sel.Keys = append(f.Sel.Keys, netlink.TcU32Key{Mask: m.Mask, Val: m.Value, Off: m.Offset})
+		// The library sends all of the slice's capacity, so it has to be exact.
+		f.Sel = &netlink.TcU32Sel{Flags: netlink.TC_U32_TERMINAL, Keys: make([]netlink.TcU32Key, len(r.Matches))}
+		for i, m := range r.Matches {
+			f.Sel.Keys[i] = netlink.TcU32Key{Mask: m.Mask, Val: m.Value, Off: m.Offset}
 		}
 	}
 	switch r.Target {
