@@ -21,6 +21,9 @@ const (
 	DefaultConfig = "/etc/ambipod"
 )
 
+// socketDigits is how many digits of an ID tell the VMs of a node apart.
+const socketDigits = 16
+
 const (
 	modePassable = 0o711
 	modePrivate  = 0o700
@@ -47,9 +50,11 @@ func (l Layout) Images() string { return filepath.Join(l.State, "images") }
 // VMs holds one folder for each VM.
 func (l Layout) VMs() string { return filepath.Join(l.State, "vms") }
 
-// VM names the files of one VM; id is the CRI container ID.
+// VM names the files of one VM; id is the CRI container ID. The folder of its
+// sockets has the ID's beginning only, because a socket's path may have no more than
+// 107 bytes (unix(7)).
 func (l Layout) VM(id string) VM {
-	return VM{Dir: filepath.Join(l.VMs(), id), RunDir: filepath.Join(l.Run, "vms", id)}
+	return VM{Dir: filepath.Join(l.VMs(), id), RunDir: filepath.Join(l.Run, "vms", id[:min(len(id), socketDigits)])}
 }
 
 // NetNS is where the network namespaces of sandboxes are bound to files.

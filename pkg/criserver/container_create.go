@@ -1,0 +1,147 @@
+package criserver
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/annotations"
+	"github.com/ambipod/ambipod/pkg/imagestore"
+	"github.com/ambipod/ambipod/pkg/metadata"
+)
+
+// CreateContainer makes a VM ready to boot: its disks, its cloud-init image and its
+// libvirt domain.
+func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (_ *runtimeapi.CreateContainerResponse, err error) {
+	box, err := s.findSandbox(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := s.locks.lock(ctx, box.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+
+	plan, err := s.planVM(box, req.GetConfig())
+	if err != nil {
+		return nil, err
+	}
+	vm, err := s.newContainer(box, req.GetConfig(), plan)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Records.Containers.Create(vm.ID, vm.Container); err != nil {
+		return nil, err
+	}
+	var steps undo
+	defer func() { steps.unwind(ctx, &err) }()
+	steps.push("remove the unfinished VM", func(ctx context.Context) error { return s.destroyVM(ctx, vm) })
+
+	if err := s.buildVM(ctx, box, vm, plan); err != nil {
+		return nil, fmt.Errorf("create VM %s of pod %s: %w", vm.config.GetMetadata().GetName(), podName(box.config), err)
+	}
+	if vm.Container, err = s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
+		r.Defined = true
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	steps.disarm()
+	s.publish(box.ID, vm.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	return &runtimeapi.CreateContainerResponse{ContainerId: vm.ID}, nil
+}
+
+// vmPlan is what a pod's spec comes to, before anything of it exists.
+type vmPlan struct {
+	settings annotations.Settings
+	size     size
+	image    imagestore.Image
+}
+
+// planVM checks everything that can be checked without making anything.
+func (s *Server) planVM(box sandbox, config *runtimeapi.ContainerConfig) (vmPlan, error) {
+	if box.State != metadata.SandboxReady {
+		return vmPlan{}, fmt.Errorf("sandbox %s of pod %s is not ready: %w", box.ID, podName(box.config), errdefs.ErrFailedPrecondition)
+	}
+	if config.GetMetadata().GetName() == "" {
+		return vmPlan{}, fmt.Errorf("container configuration for pod %s needs metadata with a name: %w", podName(box.config), errdefs.ErrInvalidArgument)
+	}
+	if err := s.checkOnlyVM(box, config.GetMetadata()); err != nil {
+		return vmPlan{}, err
+	}
+	settings, err := annotations.Parse(box.config.GetAnnotations())
+	if err != nil {
+		return vmPlan{}, err
+	}
+	vmSize, err := sizeOf(config.GetLinux().GetResources(), settings)
+	if err != nil {
+		return vmPlan{}, err
+	}
+	image, err := s.Images.Resolve(config.GetImage().GetImage())
+	if err != nil {
+		return vmPlan{}, fmt.Errorf("image of container %s: %w", config.GetMetadata().GetName(), err)
+	}
+	return vmPlan{settings, vmSize, image}, nil
+}
+
+// checkOnlyVM refuses a second VM in a sandbox. An earlier one of the same name that
+// has ended is what kubelet leaves behind when it restarts a container.
+func (s *Server) checkOnlyVM(box sandbox, wanted *runtimeapi.ContainerMetadata) error {
+	existing, err := s.containersOf(box.ID)
+	if err != nil {
+		return err
+	}
+	for _, other := range existing {
+		meta := other.config.GetMetadata()
+		switch {
+		case meta.GetName() != wanted.GetName():
+			return fmt.Errorf("pod %s has the VM %s already and a VM pod runs exactly one: put container %s, or an init container or sidecar of that name, into a pod of its own: %w",
+				podName(box.config), meta.GetName(), wanted.GetName(), errdefs.ErrInvalidArgument)
+		case meta.GetAttempt() == wanted.GetAttempt():
+			return fmt.Errorf("VM %s of pod %s, attempt %d, exists already as %s: %w",
+				wanted.GetName(), podName(box.config), wanted.GetAttempt(), other.ID, errdefs.ErrAlreadyExists)
+		case !other.Exited():
+			return fmt.Errorf("VM %s of pod %s still exists as %s: stop or remove it first: %w",
+				wanted.GetName(), podName(box.config), other.ID, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
+}
+
+// newContainer makes the record of a VM that does not exist yet.
+func (s *Server) newContainer(box sandbox, config *runtimeapi.ContainerConfig, plan vmPlan) (container, error) {
+	encoded, err := proto.Marshal(config)
+	if err != nil {
+		return container{}, fmt.Errorf("encode configuration of container %s: %w", config.GetMetadata().GetName(), err)
+	}
+	resources, err := proto.Marshal(config.GetLinux().GetResources())
+	if err != nil {
+		return container{}, fmt.Errorf("encode resources of container %s: %w", config.GetMetadata().GetName(), err)
+	}
+	record := metadata.Container{
+		ID:          randomHex(idBytes),
+		SandboxID:   box.ID,
+		Config:      encoded,
+		ImageID:     plan.image.ID,
+		DomainUUID:  plan.settings.SystemUUID,
+		FDKey:       randomHex(keyBytes),
+		CreatedAt:   time.Now(),
+		MemoryBytes: plan.size.memory,
+		VCPUs:       plan.size.vcpus,
+		Resources:   resources,
+	}
+	if record.DomainUUID == "" { // libvirt wants the guest's SMBIOS UUID and the domain's to be one
+		record.DomainUUID = uuid.NewString()
+	}
+	if box.config.GetLogDirectory() != "" && config.GetLogPath() != "" {
+		record.LogPath = filepath.Join(box.config.GetLogDirectory(), config.GetLogPath())
+	}
+	return container{record, config}, nil
+}

@@ -1,0 +1,151 @@
+package criserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/cgroup"
+	"github.com/ambipod/ambipod/pkg/metadata"
+	"github.com/ambipod/ambipod/pkg/network"
+	"github.com/ambipod/ambipod/pkg/network/fdproto"
+	"github.com/ambipod/ambipod/pkg/network/fdserver"
+)
+
+// startErrorCode is the exit code of a VM that could not be started, as containerd
+// has it.
+const startErrorCode = 128
+
+// StartContainer boots a VM. A VM that already runs is left as it is: the answer to
+// an earlier call may have been lost.
+func (s *Server) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+	vm, err := s.findContainer(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	box, err := s.findSandbox(vm.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range []string{box.ID, vm.ID} {
+		unlock, err := s.locks.lock(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
+	}
+	// Both may have changed while we waited.
+	if vm, err = s.findContainer(vm.ID); err != nil {
+		return nil, err
+	}
+	if box, err = s.findSandbox(box.ID); err != nil {
+		return nil, err
+	}
+	switch {
+	case vm.Running():
+		return &runtimeapi.StartContainerResponse{}, nil
+	case vm.Exited() || vm.Removing || !vm.Defined:
+		return nil, fmt.Errorf("VM %s is past its start, create a new one: %w", vm.ID, errdefs.ErrFailedPrecondition)
+	case box.State != metadata.SandboxReady:
+		return nil, fmt.Errorf("sandbox %s of pod %s is not ready: %w", box.ID, podName(box.config), errdefs.ErrFailedPrecondition)
+	}
+	if err := s.boot(ctx, box, vm); err != nil {
+		return nil, errors.Join(fmt.Errorf("start VM of pod %s: %w", podName(box.config), err), s.recordFailedStart(ctx, vm, err))
+	}
+	s.publish(box.ID, vm.ID, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+// boot connects a VM to its network, begins to read its console and starts its
+// domain.
+func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error) {
+	var steps undo
+	defer func() { steps.unwind(ctx, &err) }()
+
+	result, err := networkResult(box.Sandbox)
+	if err != nil {
+		return err
+	}
+	if err := s.Network.Connect(ctx, box.ID, result); err != nil {
+		return err
+	}
+	if err := s.consoles.start(vm, s.Layout.VM(vm.ID)); err != nil {
+		return err
+	}
+	steps.push("stop reading the console", func(ctx context.Context) error { return s.consoles.finish(ctx, vm.ID) })
+
+	s.Grants.Grant(vm.FDKey, s.grant(box, vm, result))
+	defer s.Grants.Revoke(vm.FDKey) // QEMU has what it needs once the domain runs
+	steps.push("delete the control group", func(context.Context) error { return cgroup.Delete(s.cgroupOf(box, vm.ID)) })
+
+	if err := s.Domains.Start(ctx, vm.DomainUUID); err != nil {
+		return err
+	}
+	steps.push("switch the VM off", func(ctx context.Context) error { return s.Domains.Destroy(ctx, vm.DomainUUID) })
+	if _, err := s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
+		r.StartedAt = time.Now()
+		return nil
+	}); err != nil {
+		return err
+	}
+	steps.disarm()
+	return nil
+}
+
+// grant is what the VM's vmwrapper gets when it asks with its key: first it is moved
+// into the pod's control group, then it is given the taps.
+func (s *Server) grant(box sandbox, vm container, result *network.Result) fdserver.Grant {
+	grant := fdserver.Grant{
+		Taps:  func(ctx context.Context) ([]*os.File, error) { return s.Network.OpenTaps(ctx, box.ID, result) },
+		Admit: func(pid int) error { return s.admit(box, vm, pid) },
+	}
+	for _, nic := range result.Interfaces {
+		grant.NICs = append(grant.NICs, fdproto.NIC{MAC: nic.MAC, MTU: nic.MTU})
+	}
+	return grant
+}
+
+// admit puts what will be QEMU into a control group below the pod's.
+func (s *Server) admit(box sandbox, vm container, pid int) error {
+	group := s.cgroupOf(box, vm.ID)
+	resources, err := resourcesOf(vm)
+	if err != nil {
+		return err
+	}
+	if err := cgroup.Create(group, cgroupLimits(resources)); err != nil {
+		return err
+	}
+	if box.config.GetLinux().GetOverhead().GetMemoryLimitInBytes() == 0 {
+		raised, err := cgroup.RaiseMemory(group, vm.MemoryBytes+qemuOverhead)
+		if err != nil {
+			return err
+		}
+		if raised {
+			s.Logger.Info("pod declares no overhead, raised its memory limit by QEMU's own need",
+				"pod", podName(box.config), "limit", vm.MemoryBytes+qemuOverhead)
+		}
+	}
+	return cgroup.Add(group, pid)
+}
+
+func (s *Server) cgroupOf(box sandbox, id string) string {
+	return cgroup.Path(box.config.GetLinux().GetCgroupParent(), id)
+}
+
+// recordFailedStart makes a VM that could not start an exited one; kubelet then
+// creates another.
+func (s *Server) recordFailedStart(ctx context.Context, vm container, cause error) error {
+	_, err := s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
+		r.StartedAt = time.Now()
+		r.FinishedAt = r.StartedAt
+		r.ExitCode, r.Reason, r.Message = startErrorCode, "StartError", cause.Error()
+		return nil
+	})
+	s.Logger.ErrorContext(ctx, "VM did not start", "container", vm.ID, "err", cause)
+	return err
+}

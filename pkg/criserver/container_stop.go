@@ -1,0 +1,85 @@
+package criserver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/libvirttools"
+)
+
+// shutdownRetry is how often the power button is pressed: a guest that still boots
+// ignores it.
+const shutdownRetry = 3 * time.Second
+
+// StopContainer asks a guest to power itself off and pulls the plug at the time-out.
+// It may be repeated, and an unknown container is taken for one that was removed
+// (CRI, StopContainer).
+func (s *Server) StopContainer(ctx context.Context, req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	vm, err := s.findContainer(req.GetContainerId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.StopContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !vm.Running() {
+		return &runtimeapi.StopContainerResponse{}, nil
+	}
+	exited, err := s.shutDown(ctx, vm, time.Duration(req.GetTimeout())*time.Second)
+	if err == nil && !exited {
+		err = s.kill(ctx, vm)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stop VM %s: %w", vm.ID, err)
+	}
+	return &runtimeapi.StopContainerResponse{}, nil
+}
+
+// shutDown presses the power button until the guest is off or the grace is over, and
+// reports whether it is off.
+func (s *Server) shutDown(ctx context.Context, vm container, grace time.Duration) (bool, error) {
+	if grace <= 0 {
+		return false, nil
+	}
+	exited, forget := s.exits.expect(vm.ID)
+	defer forget()
+	deadline := time.NewTimer(grace)
+	defer deadline.Stop()
+	again := time.NewTicker(shutdownRetry)
+	defer again.Stop()
+	for {
+		if err := s.Domains.Shutdown(ctx, vm.DomainUUID, libvirttools.ShutdownACPI); err != nil {
+			s.Logger.WarnContext(ctx, "guest cannot be asked to shut down", "container", vm.ID, "err", err)
+		}
+		// The event that tells of the end may have been lost with a connection.
+		if done, err := s.settle(ctx, vm.ID); err != nil || done {
+			return done, err
+		}
+		select {
+		case <-exited:
+			return true, nil
+		case <-again.C:
+		case <-deadline.C:
+			s.Logger.InfoContext(ctx, "guest did not shut down in time, pulling the plug", "container", vm.ID, "grace", grace)
+			return false, nil
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+}
+
+// kill pulls the plug of a VM if it runs, and returns when its end is recorded.
+func (s *Server) kill(ctx context.Context, vm container) error {
+	if !vm.Running() {
+		return nil
+	}
+	if err := s.Domains.Destroy(ctx, vm.DomainUUID); err != nil {
+		return err
+	}
+	_, err := s.settle(ctx, vm.ID)
+	return err
+}

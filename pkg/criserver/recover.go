@@ -1,0 +1,140 @@
+package criserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/ambipod/ambipod/pkg/metadata"
+)
+
+// Recover brings records and reality together after a start. It assumes:
+//
+//  1. no other vmruntime uses the database (bolt's lock sees to it);
+//  2. a sandbox in state creating was never answered for: nobody has its ID;
+//  3. so was a container without Defined; one with Removing is nobody's any more;
+//  4. VMs went on running, or ended, while no one looked: settle finds out which;
+//  5. after a reboot the network namespaces are gone, and with them every VM.
+//
+// A sandbox or VM that cannot be brought to order is reported and left for kubelet's
+// next call; only unreadable records make Recover fail, because what they stood for
+// would be swept away as nobody's.
+func (s *Server) Recover(ctx context.Context) error {
+	vms, err := s.containers()
+	if err != nil {
+		return err
+	}
+	boxes, err := s.sandboxes()
+	if err != nil {
+		return err
+	}
+	for _, vm := range vms {
+		if err := s.recoverContainer(ctx, vm); err != nil {
+			s.Logger.ErrorContext(ctx, "VM is not recovered", "container", vm.ID, "err", err)
+		}
+	}
+	live := map[string]bool{}
+	for _, box := range boxes {
+		kept, err := s.recoverSandbox(ctx, box)
+		live[box.ID] = kept || err != nil // what could not be torn down is not swept either
+		if err != nil {
+			s.Logger.ErrorContext(ctx, "sandbox is not recovered", "sandbox", box.ID, "pod", podName(box.config), "err", err)
+		}
+	}
+	if err := s.sweepDomains(ctx); err != nil {
+		s.Logger.ErrorContext(ctx, "orphaned domains are not swept", "err", err)
+	}
+	if err := s.Network.Sweep(ctx, live); err != nil {
+		s.Logger.ErrorContext(ctx, "orphaned networks are not swept", "err", err)
+	}
+	s.Logger.InfoContext(ctx, "recovered", "sandboxes", len(boxes), "containers", len(vms))
+	return nil
+}
+
+// Close ends what runs in this process; VMs go on.
+func (s *Server) Close(ctx context.Context) error { return s.consoles.close(ctx) }
+
+func (s *Server) recoverContainer(ctx context.Context, vm container) error {
+	if !vm.Defined || vm.Removing {
+		return s.removeContainer(ctx, vm)
+	}
+	if vm.StartedAt.IsZero() {
+		if err := s.recoverStart(ctx, vm); err != nil {
+			return err
+		}
+	}
+	vm, err := s.findContainer(vm.ID)
+	if err != nil || !vm.Running() {
+		return err
+	}
+	// The console goes first, and whether or not libvirt answers: what the guest said
+	// is in its file, and settle copies the rest of it when the VM has ended.
+	return errors.Join(s.consoles.start(vm, s.Layout.VM(vm.ID)), s.settled(ctx, vm.ID))
+}
+
+func (s *Server) settled(ctx context.Context, id string) error {
+	_, err := s.settle(ctx, id)
+	return err
+}
+
+// recoverStart records the start of a VM that came up while its StartContainer died.
+func (s *Server) recoverStart(ctx context.Context, vm container) error {
+	state, err := s.Domains.State(ctx, vm.DomainUUID)
+	if err != nil || !state.Active() {
+		return err
+	}
+	_, err = s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
+		r.StartedAt = time.Now()
+		return nil
+	})
+	return err
+}
+
+// recoverSandbox reports whether the sandbox still has a network of its own.
+func (s *Server) recoverSandbox(ctx context.Context, box sandbox) (kept bool, err error) {
+	switch box.State {
+	case metadata.SandboxCreating:
+		if err := s.Network.Teardown(ctx, networkPod(box.ID, box.config)); err != nil {
+			return false, err
+		}
+		return false, s.Records.Sandboxes.Delete(box.ID)
+	case metadata.SandboxStopped:
+		return false, nil
+	}
+	result, err := networkResult(box.Sandbox)
+	if err != nil {
+		return true, err
+	}
+	err = s.Network.Connect(ctx, box.ID, result)
+	if !errdefs.IsNotFound(err) {
+		return true, err
+	}
+	s.Logger.InfoContext(ctx, "network namespace is gone, as after a reboot; the sandbox is not ready any more", "pod", podName(box.config))
+	return false, s.stopSandbox(ctx, box)
+}
+
+// sweepDomains removes domains that carry our mark but have no record.
+func (s *Server) sweepDomains(ctx context.Context) error {
+	owned, err := s.Domains.Owned(ctx)
+	if err != nil {
+		return err
+	}
+	var failures error
+	for _, domain := range owned {
+		_, err := s.Records.Containers.Get(domain.ContainerID)
+		if err == nil {
+			continue
+		}
+		if !errdefs.IsNotFound(err) {
+			return err
+		}
+		s.Logger.WarnContext(ctx, "removing a domain of ours that has no record", "domain", domain.Name, "container", domain.ContainerID)
+		if err := errors.Join(s.Domains.Destroy(ctx, domain.UUID), s.Domains.Undefine(ctx, domain.UUID)); err != nil {
+			failures = errors.Join(failures, fmt.Errorf("domain %s: %w", domain.Name, err))
+		}
+	}
+	return failures
+}

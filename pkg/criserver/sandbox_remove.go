@@ -1,0 +1,55 @@
+package criserver
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// RemovePodSandbox removes a sandbox with all of its VMs, running or not. It may be
+// repeated (CRI, RemovePodSandbox).
+func (s *Server) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	box, err := s.findSandbox(req.GetPodSandboxId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.RemovePodSandboxResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := s.locks.lock(ctx, box.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := s.removeSandbox(ctx, box); err != nil {
+		return nil, fmt.Errorf("remove sandbox of pod %s: %w", podName(box.config), err)
+	}
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+// removeSandbox needs the sandbox's lock.
+func (s *Server) removeSandbox(ctx context.Context, box sandbox) error {
+	if err := s.stopSandbox(ctx, box); err != nil {
+		return err
+	}
+	vms, err := s.containersOf(box.ID)
+	if err != nil {
+		return err
+	}
+	for _, vm := range vms {
+		if err := s.removeContainer(ctx, vm); err != nil {
+			return err
+		}
+	}
+	if err := s.Records.Sandboxes.Delete(box.ID); err != nil {
+		return err
+	}
+	s.events.publish(&runtimeapi.ContainerEventResponse{
+		ContainerId:        box.ID,
+		ContainerEventType: runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
+		PodSandboxStatus:   sandboxStatus(box, nil),
+	})
+	return nil
+}

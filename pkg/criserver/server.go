@@ -1,0 +1,115 @@
+package criserver
+
+import (
+	"context"
+	"log/slog"
+	"os"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/imagestore"
+	"github.com/ambipod/ambipod/pkg/layout"
+	"github.com/ambipod/ambipod/pkg/libvirttools"
+	"github.com/ambipod/ambipod/pkg/metadata"
+	"github.com/ambipod/ambipod/pkg/network"
+	"github.com/ambipod/ambipod/pkg/network/fdserver"
+)
+
+// Network gives a sandbox its namespace and addresses, and a VM its taps.
+type Network interface {
+	Status(ctx context.Context) error
+	Setup(ctx context.Context, pod network.Pod) (*network.Result, error)
+	Teardown(ctx context.Context, pod network.Pod) error
+	Connect(ctx context.Context, sandboxID string, result *network.Result) error
+	Disconnect(sandboxID string) error
+	OpenTaps(ctx context.Context, sandboxID string, result *network.Result) ([]*os.File, error)
+	Stats(sandboxID string) ([]network.Counters, error)
+	Sweep(ctx context.Context, live map[string]bool) error
+}
+
+// Domains runs VMs: libvirt, behind its shim.
+type Domains interface {
+	Check(ctx context.Context) (libvirttools.Info, error)
+	Define(ctx context.Context, xml string) error
+	Start(ctx context.Context, uuid string) error
+	Shutdown(ctx context.Context, uuid string, mode libvirttools.ShutdownMode) error
+	Destroy(ctx context.Context, uuid string) error
+	Undefine(ctx context.Context, uuid string) error
+	State(ctx context.Context, uuid string) (libvirttools.State, error)
+	Owned(ctx context.Context) ([]libvirttools.OwnedDomain, error)
+	Watch(ctx context.Context, handle func(libvirttools.Event)) error
+}
+
+// Images holds the disk images that VMs boot from.
+type Images interface {
+	Pull(ctx context.Context, name string, credentials imagestore.Credentials) (imagestore.Image, error)
+	Resolve(name string) (imagestore.Image, error)
+	List() ([]imagestore.Image, error)
+	Remove(ctx context.Context, nameOrID string) error
+	Hold(id, holder string) error
+	Release(holder string) error
+	Usage() (imagestore.Usage, error)
+}
+
+// Grants lets a VM's vmwrapper fetch its tap descriptors.
+type Grants interface {
+	Grant(key string, grant fdserver.Grant)
+	Revoke(key string)
+}
+
+// Options is what a Server is made of; every field is required unless it says
+// otherwise.
+type Options struct {
+	Layout  layout.Layout
+	Records *metadata.Store
+	Images  Images
+	Network Network
+	Domains Domains
+	Grants  Grants
+
+	Accel        string                  // libvirttools.AccelKVM or AccelTCG
+	AccelReason  string                  // why it was chosen, for people
+	CgroupDriver runtimeapi.CgroupDriver // how kubelet names cgroups
+	Emulator     string                  // the QEMU that vmwrapper becomes
+	Wrapper      string                  // vmwrapper, the <emulator> of every domain
+	QEMUUser     User                    // owner of the files that QEMU writes
+	Version      string                  // Ambipod's own
+	Logger       *slog.Logger
+}
+
+// User is a user of this machine, by number.
+type User struct{ UID, GID int }
+
+// Server implements the CRI's RuntimeService and ImageService. Use New.
+type Server struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+
+	Options
+
+	locks    *keyedMutex
+	exits    *exits
+	events   *eventHub
+	consoles *consoles
+}
+
+var (
+	_ runtimeapi.RuntimeServiceServer = (*Server)(nil)
+	_ runtimeapi.ImageServiceServer   = (*Server)(nil)
+)
+
+// New returns a server that knows the records but has not yet looked at what became
+// of their VMs; call Recover before serving, and Close at the end.
+func New(o Options) (*Server, error) {
+	consoles, err := newConsoles(o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{
+		Options:  o,
+		locks:    newKeyedMutex(),
+		exits:    newExits(),
+		events:   newEventHub(),
+		consoles: consoles,
+	}, nil
+}

@@ -1,0 +1,98 @@
+package criserver
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/ambipod/ambipod/pkg/layout"
+	"github.com/ambipod/ambipod/pkg/libvirttools"
+	"github.com/ambipod/ambipod/pkg/vmwrapper"
+	"github.com/ambipod/ambipod/pkg/volumes"
+)
+
+// buildVM makes all that a VM consists of while it is switched off. Its caller
+// undoes a half-done one with destroyVM.
+func (s *Server) buildVM(ctx context.Context, box sandbox, vm container, plan vmPlan) error {
+	if err := s.Images.Hold(vm.ImageID, vm.ID); err != nil {
+		return err
+	}
+	files := s.Layout.VM(vm.ID)
+	for _, dir := range []string{files.Dir, files.RunDir} {
+		if err := layout.MakePassable(dir); err != nil {
+			return err
+		}
+	}
+	if err := volumes.CreateRoot(ctx, volumes.Root{
+		Path:        files.RootDisk(),
+		Base:        plan.image.Path,
+		BaseFormat:  string(plan.image.Format),
+		VirtualSize: plan.image.VirtualSize,
+		Size:        plan.settings.RootSize,
+		UID:         s.QEMUUser.UID,
+		GID:         s.QEMUUser.GID,
+	}); err != nil {
+		return err
+	}
+	if err := s.writeConfigDisk(box, vm, plan.settings); err != nil {
+		return err
+	}
+	xml, err := libvirttools.BuildXML(s.domain(box, vm, plan))
+	if err != nil {
+		return err
+	}
+	return s.Domains.Define(ctx, xml)
+}
+
+// destroyVM removes everything that buildVM makes and the record; each part may be
+// absent. It fails while the VM runs.
+func (s *Server) destroyVM(ctx context.Context, vm container) error {
+	if err := s.Domains.Undefine(ctx, vm.DomainUUID); err != nil {
+		return err
+	}
+	files := s.Layout.VM(vm.ID)
+	for _, dir := range []string{files.RunDir, files.Dir} {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove files of VM %s: %w", vm.ID, err)
+		}
+	}
+	if err := s.Images.Release(vm.ID); err != nil {
+		return err
+	}
+	return s.Records.Containers.Delete(vm.ID)
+}
+
+// Owner tells this node's domains from those of another on the same libvirtd.
+func (s *Server) Owner() string { return s.Layout.State }
+
+// domain describes a VM to libvirt.
+func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Domain {
+	files := s.Layout.VM(vm.ID)
+	return libvirttools.Domain{
+		UUID:        vm.DomainUUID,
+		Name:        "ambipod-" + vm.ID[:12] + "-" + vm.config.GetMetadata().GetName(),
+		Title:       podName(box.config),
+		Owner:       s.Owner(),
+		SandboxID:   box.ID,
+		ContainerID: vm.ID,
+		MemoryBytes: vm.MemoryBytes,
+		VCPUs:       vm.VCPUs,
+		Accel:       s.Accel,
+		Emulator:    s.Wrapper,
+		Env: map[string]string{
+			vmwrapper.EnvSocket:   s.Layout.FDSocket(),
+			vmwrapper.EnvKey:      vm.FDKey,
+			vmwrapper.EnvEmulator: s.Emulator,
+		},
+		Disks: []libvirttools.Disk{
+			{
+				Path: files.RootDisk(), Format: libvirttools.FormatQCOW2, Bus: plan.settings.DiskBus, Serial: "root",
+				Backing: &libvirttools.Disk{Path: plan.image.Path, Format: string(plan.image.Format)},
+			},
+			{Path: files.ConfigDisk(), Format: libvirttools.FormatRaw, CDROM: true, ReadOnly: true, Serial: "config"},
+		},
+		Console:     libvirttools.Console{Socket: files.ConsoleSocket(), Log: files.ConsoleLog()},
+		AgentSocket: files.AgentSocket(),
+		ExecSocket:  files.ExecSocket(),
+	}
+}

@@ -1,0 +1,106 @@
+package criserver
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"go.yaml.in/yaml/v3"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/annotations"
+	"github.com/ambipod/ambipod/pkg/cloudinit"
+	"github.com/ambipod/ambipod/pkg/network"
+)
+
+// writeConfigDisk writes the cloud-init image of a VM.
+func (s *Server) writeConfigDisk(box sandbox, vm container, settings annotations.Settings) error {
+	config, err := cloudInitConfig(box, vm.config, settings)
+	if err != nil {
+		return err
+	}
+	documents, err := cloudinit.NoCloud(config)
+	if err != nil {
+		return err
+	}
+	return cloudinit.WriteISO(s.Layout.VM(vm.ID).ConfigDisk(), cloudinit.LabelNoCloud, documents)
+}
+
+// cloudInitConfig is what a guest is told at its first boot. The instance ID follows
+// the pod's UID, so that a re-created pod of the same name runs cloud-init again.
+func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, settings annotations.Settings) (cloudinit.Config, error) {
+	config := cloudinit.Config{
+		InstanceID: "pod-" + box.config.GetMetadata().GetUid(),
+		Hostname:   hostname(box.config),
+		SSHKeys:    settings.SSHKeys,
+		UserData:   cloudinit.UserData{Raw: []byte(settings.UserScript)},
+	}
+	for _, variable := range vm.GetEnvs() {
+		config.Env = append(config.Env, cloudinit.EnvVar{Name: variable.GetKey(), Value: string(variable.GetValue())})
+	}
+	if command := slices.Concat(vm.GetCommand(), vm.GetArgs()); len(command) > 0 {
+		config.Process = &cloudinit.Process{Args: command, Dir: vm.GetWorkingDir()}
+	}
+	var err error
+	if config.WriteFiles, err = guestFiles(vm.GetMounts()); err != nil {
+		return config, err
+	}
+	if config.UserData.Document, err = cloudinit.ParseDocument([]byte(settings.UserData)); err != nil {
+		return config, err
+	}
+	if err := yaml.Unmarshal([]byte(settings.MetaData), &config.MetaData); err != nil {
+		return config, fmt.Errorf("meta-data of pod %s: %w: %w", podName(box.config), err, errdefs.ErrInvalidArgument)
+	}
+	if settings.ForceDHCP {
+		return config, nil
+	}
+	result, err := networkResult(box.Sandbox)
+	if err != nil {
+		return config, err
+	}
+	config.Network, err = guestNetwork(result)
+	return config, err
+}
+
+// hostname is the guest's name; kubelet sets none for pods of the node's own network.
+func hostname(pod *runtimeapi.PodSandboxConfig) string {
+	if pod.GetHostname() != "" {
+		return pod.GetHostname()
+	}
+	return pod.GetMetadata().GetName()
+}
+
+// guestNetwork tells a guest the addresses that CNI gave to its pod.
+func guestNetwork(result *network.Result) (*cloudinit.NetworkConfig, error) {
+	config := &cloudinit.NetworkConfig{}
+	for _, nic := range result.Interfaces {
+		mac, err := net.ParseMAC(nic.MAC)
+		if err != nil {
+			return nil, fmt.Errorf("MAC address of interface %s: %w", nic.Name, err)
+		}
+		guest := cloudinit.Interface{MAC: mac, Name: nic.Name, MTU: nic.MTU, Addresses: nic.Addresses}
+		for _, route := range result.Routes {
+			if route.Interface == nic.Name {
+				guest.Routes = append(guest.Routes, cloudinit.Route{To: route.Destination, Via: route.Gateway, Metric: route.Metric})
+			}
+		}
+		config.Interfaces = append(config.Interfaces, guest)
+	}
+	if len(config.Interfaces) > 0 {
+		config.Interfaces[0].DNS = guestDNS(result.DNS)
+	}
+	return config, nil
+}
+
+// guestDNS leaves out servers that are no addresses; cloud-init could not use them.
+func guestDNS(dns network.DNS) cloudinit.DNS {
+	guest := cloudinit.DNS{Search: dns.Searches}
+	for _, server := range dns.Servers {
+		if address, err := netip.ParseAddr(server); err == nil {
+			guest.Servers = append(guest.Servers, address)
+		}
+	}
+	return guest
+}

@@ -1,0 +1,126 @@
+package criserver
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/cloudinit"
+)
+
+const (
+	// maxFiles and maxFileBytes bound what a pod can have copied into its guest:
+	// somewhat more than ConfigMaps and Secrets, of 1 MiB each, come to in practice.
+	maxFiles     = 1000
+	maxFileBytes = 16 << 20
+
+	// kubeletData is the link by which kubelet swaps the contents of ConfigMap,
+	// Secret, projected and downward API volumes at once (its atomic writer). A
+	// volume that has it consists of plain files and nothing but kubelet writes it.
+	kubeletData = "..data"
+
+	// terminationLog is where a container may leave its last message for kubelet.
+	// A guest has no way to write to the node's file.
+	terminationLog = "/dev/termination-log"
+)
+
+// guestFiles reads the files that a pod mounts into its container, to be written
+// into the guest at its first boot: single files, and volumes that kubelet fills
+// with ConfigMaps, Secrets, tokens and the downward API. Kubelet has fetched them, so
+// no right to read Secrets is needed here.
+func guestFiles(mounts []*runtimeapi.Mount) ([]cloudinit.WriteFile, error) {
+	var collected fileCollector
+	for _, mount := range mounts {
+		if mount.GetContainerPath() == terminationLog {
+			continue
+		}
+		if err := collected.addMount(mount); err != nil {
+			return nil, fmt.Errorf("volume mounted at %s: %w", mount.GetContainerPath(), err)
+		}
+	}
+	return collected.files, nil
+}
+
+type fileCollector struct {
+	files []cloudinit.WriteFile
+	bytes int64
+}
+
+func (c *fileCollector) addMount(mount *runtimeapi.Mount) error {
+	if mount.GetImage() != nil {
+		return fmt.Errorf("an image cannot be mounted into a VM, bring its files in a ConfigMap or on the root disk: %w", errdefs.ErrInvalidArgument)
+	}
+	info, err := os.Stat(mount.GetHostPath())
+	if err != nil {
+		return err
+	}
+	switch {
+	case info.Mode().IsRegular():
+		file, err := os.Open(mount.GetHostPath())
+		if err != nil {
+			return err
+		}
+		return c.add(mount.GetContainerPath(), file)
+	case info.IsDir() && isKubeletData(mount.GetHostPath()):
+		return c.addFolder(mount.GetHostPath(), mount.GetContainerPath())
+	}
+	return fmt.Errorf("folders and devices of the node do not reach a VM yet, only ConfigMap, Secret, projected and downward API volumes do: %w",
+		errdefs.ErrInvalidArgument)
+}
+
+func isKubeletData(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, kubeletData))
+	return err == nil
+}
+
+// addFolder reads the current contents of a volume. Links are followed inside of the
+// volume alone, whatever they say.
+func (c *fileCollector) addFolder(dir, containerPath string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // only read
+	current, err := root.OpenRoot(kubeletData)
+	if err != nil {
+		return err
+	}
+	defer current.Close() //nolint:errcheck // only read
+	return fs.WalkDir(current.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		file, err := current.Open(name)
+		if err != nil {
+			return err
+		}
+		return c.add(path.Join(containerPath, name), file)
+	})
+}
+
+// add takes a file over and closes it.
+func (c *fileCollector) add(guestPath string, file *os.File) (err error) {
+	defer func() { err = errors.Join(err, file.Close()) }()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	content, err := io.ReadAll(io.LimitReader(file, maxFileBytes+1))
+	if err != nil {
+		return err
+	}
+	c.bytes += int64(len(content))
+	if c.bytes > maxFileBytes || len(c.files) == maxFiles {
+		return fmt.Errorf("files of the pod come to more than %d MiB or %d files, which is too much for cloud-init, put them on a disk: %w",
+			maxFileBytes>>20, maxFiles, errdefs.ErrInvalidArgument)
+	}
+	c.files = append(c.files, cloudinit.WriteFile{Path: path.Clean(guestPath), Content: content, Mode: info.Mode().Perm()})
+	return nil
+}
