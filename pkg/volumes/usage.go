@@ -4,47 +4,46 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"syscall"
 )
 
-// statBlock is the unit of st_blocks, whatever the file system's own (stat(2)).
-const statBlock = 512
-
-// Usage is what files take up on their file system.
+// Usage is what files take on the host.
 type Usage struct {
-	Bytes  int64 // allocated; sparse files count what they hold
-	Inodes int64
+	Bytes  uint64 // allocated, which for sparse files is less than their size
+	Inodes uint64
 }
 
-// DiskUsage adds up a folder and all below it. Files that vanish meanwhile do not
-// count, and neither does a folder that is not there.
-func DiskUsage(dir string) (Usage, error) {
-	var usage Usage
-	err := filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+// blockUnit is what the kernel counts allocated blocks in, in bytes, whatever the
+// file system's block size.
+const blockUnit = 512
+
+// MeasureUsage adds up a file or a folder with all in it. Files that vanish
+// meanwhile do not count; a file with several names counts once for each.
+func MeasureUsage(path string) (Usage, error) {
+	var total Usage
+	err := filepath.WalkDir(path, func(name string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && name != path {
+			return nil
+		}
 		if err != nil {
-			return ignoreGone(err)
+			return err
 		}
 		info, err := entry.Info()
-		if err != nil {
-			return ignoreGone(err)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
-		usage.Inodes++
+		if err != nil {
+			return err
+		}
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			usage.Bytes += stat.Blocks * statBlock
+			total.Bytes += uint64(stat.Blocks) * blockUnit //nolint:gosec // not negative
+			total.Inodes++
 		}
 		return nil
 	})
 	if err != nil {
-		return Usage{}, fmt.Errorf("disk usage of %s: %w", dir, err)
+		return Usage{}, fmt.Errorf("measure disk usage: %w", err)
 	}
-	return usage, nil
-}
-
-func ignoreGone(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
+	return total, nil
 }

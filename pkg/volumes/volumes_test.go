@@ -1,11 +1,13 @@
 package volumes
 
 import (
-	"encoding/json"
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -14,113 +16,220 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const baseSize = 8 << 20
+const mebibyte = 1 << 20
 
-// base makes an image to build on.
-func base(t *testing.T, format string) string {
+// newBase makes an image that holds text at its start.
+func newBase(t *testing.T, format string) Root {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "base")
-	if err := qemuImg(t.Context(), "create", "-q", "-f", format, path, "8M"); err != nil {
+	dir := t.TempDir()
+	raw, base := filepath.Join(dir, "raw"), filepath.Join(dir, "image")
+	content := make([]byte, 3*mebibyte)
+	copy(content, "from the image")
+	if err := os.WriteFile(raw, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return path
+	run(t, "convert", "-f", "raw", "-O", format, raw, base)
+	return Root{
+		Path: filepath.Join(dir, "root.qcow2"), Base: base, BaseFormat: format,
+		VirtualSize: 3 * mebibyte, UID: os.Getuid(), GID: os.Getgid(),
+	}
+}
+
+// run runs the real qemu-img, which these tests need.
+func run(t *testing.T, args ...string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "qemu-img", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("qemu-img %s: %v: %s (install the package qemu-utils if it is missing)", strings.Join(args, " "), err, out)
+	}
 }
 
 func TestCreateRoot(t *testing.T) {
-	for _, c := range []struct {
-		name, format string
-		size, want   int64
-	}{
-		{"as large as the image", "qcow2", 0, baseSize},
-		{"grown", "qcow2", 3 * baseSize, 3 * baseSize},
-		{"over a raw image", "raw", baseSize, baseSize},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			image := base(t, c.format)
-			path := filepath.Join(t.TempDir(), "root.qcow2")
-			root := Root{Path: path, Base: image, BaseFormat: c.format, VirtualSize: baseSize, Size: c.size, UID: os.Getuid(), GID: os.Getgid()}
-			for range 2 { // a half-done creation is begun again
-				if err := CreateRoot(t.Context(), root); err != nil {
+	for _, format := range baseFormats {
+		for name, test := range map[string]struct{ size, want int64 }{
+			"size of the image": {0, 3 * mebibyte},
+			"same size":         {3 * mebibyte, 3 * mebibyte},
+			"grown":             {5*mebibyte + 1, 5*mebibyte + 512},
+		} {
+			t.Run(format+", "+name, func(t *testing.T) {
+				r := newBase(t, format)
+				r.Size = test.size
+				for range 2 { // again, it changes nothing
+					if err := CreateRoot(t.Context(), r); err != nil {
+						t.Fatal(err)
+					}
+				}
+				got, err := readInfo(t.Context(), r.Path)
+				if err != nil {
 					t.Fatal(err)
 				}
+				if want := (info{VirtualSize: test.want, Base: r.Base, BaseFormat: format}); got != want {
+					t.Errorf("the disk is %+v, want %+v", got, want)
+				}
+				assertOwner(t, r)
+				assertContent(t, r.Path, "from the image")
+			})
+		}
+	}
+}
+
+func assertOwner(t *testing.T, r Root) {
+	t.Helper()
+	stat, err := os.Stat(r.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner, ok := stat.Sys().(*syscall.Stat_t)
+	if !ok || int(owner.Uid) != r.UID || int(owner.Gid) != r.GID || stat.Mode() != 0o600 {
+		t.Errorf("owner and mode are %+v %v", owner, stat.Mode())
+	}
+	if entries, err := os.ReadDir(filepath.Dir(r.Path)); err != nil || len(entries) != 3 {
+		t.Errorf("want raw, image and root.qcow2, got %v (%v)", entries, err)
+	}
+}
+
+func assertContent(t *testing.T, disk, want string) {
+	t.Helper()
+	raw := filepath.Join(t.TempDir(), "raw")
+	run(t, "convert", "-f", "qcow2", "-O", "raw", disk, raw)
+	content, err := os.ReadFile(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(content[:len(want)]); got != want {
+		t.Errorf("the disk begins with %q, want %q", got, want)
+	}
+}
+
+// A guest's data survive when creation is repeated after a crash.
+func TestCreateRootKeepsData(t *testing.T) {
+	r := newBase(t, "qcow2")
+	if err := CreateRoot(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "qemu-io", "-f", "qcow2", "-c", "write -P 0x67 0 64k", r.Path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("qemu-io: %v: %s", err, out)
+	}
+	if err := CreateRoot(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	assertContent(t, r.Path, "gggg")
+}
+
+func TestCreateRootOfAnother(t *testing.T) {
+	r := newBase(t, "qcow2")
+	if err := CreateRoot(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	larger, other := r, r
+	larger.Size = 4 * mebibyte
+	other.Base = r.Base + "-2"
+	for _, wrong := range []Root{larger, other} {
+		if err := CreateRoot(t.Context(), wrong); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("got error %v, want that it exists", err)
+		}
+	}
+	if err := os.WriteFile(r.Path, []byte("no disk at all"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := CreateRoot(t.Context(), r); err == nil {
+		t.Error("a file that is no disk was accepted")
+	}
+}
+
+func TestCreateRootRefusals(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(*Root)
+		is     func(error) bool
+	}{
+		"smaller than the image": {func(r *Root) { r.Size = r.VirtualSize - 1 }, errdefs.IsInvalidArgument},
+		"no size of the image":   {func(r *Root) { r.VirtualSize = 0 }, errdefs.IsInvalidArgument},
+		"format not stated":      {func(r *Root) { r.BaseFormat = "" }, errdefs.IsInvalidArgument},
+		"format not kept":        {func(r *Root) { r.BaseFormat = "vmdk" }, errdefs.IsInvalidArgument},
+		"relative base":          {func(r *Root) { r.Base = "nbd:host:1" }, errdefs.IsInvalidArgument},
+		"relative path":          {func(r *Root) { r.Path = "root.qcow2" }, errdefs.IsInvalidArgument},
+		"base is missing":        {func(r *Root) { r.Base += ".absent" }, errdefs.IsNotFound},
+		"no folder":              {func(r *Root) { r.Path = filepath.Join(r.Path, "x", "y") }, func(err error) bool { return err != nil }},
+		"base is not qcow2":      {func(r *Root) { r.Base = filepath.Join(filepath.Dir(r.Base), "raw") }, func(err error) bool { return err != nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newBase(t, "qcow2")
+			dir := filepath.Dir(r.Path)
+			test.change(&r)
+			if err := CreateRoot(t.Context(), r); !test.is(err) {
+				t.Errorf("got error %v", err)
 			}
-			out, err := exec.CommandContext(t.Context(), "qemu-img", "info", "--output=json", path).Output()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var info struct {
-				Format       string `json:"format"`
-				Size         int64  `json:"virtual-size"`
-				Backing      string `json:"full-backing-filename"`
-				BackedFormat string `json:"backing-filename-format"`
-			}
-			if err := json.Unmarshal(out, &info); err != nil {
-				t.Fatal(err)
-			}
-			if info.Format != "qcow2" || info.Size != c.want || info.Backing != image || info.BackedFormat != c.format {
-				t.Errorf("disk is %+v", info)
-			}
-			stat, err := os.Stat(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if stat.Mode().Perm() != modeDisk {
-				t.Errorf("mode is %v", stat.Mode().Perm())
+			if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+				t.Errorf("something was left behind: %v (%v)", entries, err)
 			}
 		})
 	}
 }
 
-func TestCreateRootRefuses(t *testing.T) {
-	dir := t.TempDir()
-	root := Root{Path: filepath.Join(dir, "root.qcow2"), Base: base(t, "qcow2"), BaseFormat: "qcow2", VirtualSize: baseSize, UID: os.Getuid(), GID: os.Getgid()}
-
-	small := root
-	small.Size = baseSize - 1
-	if err := CreateRoot(t.Context(), small); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("a disk smaller than its image: %v", err)
-	}
-	absent := root
-	absent.Base = filepath.Join(dir, "nope")
-	if err := CreateRoot(t.Context(), absent); err == nil || !strings.Contains(err.Error(), "nope") {
-		t.Errorf("an image that is not there: %v", err)
-	}
-	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != 0 {
-		t.Errorf("left behind: %v, %v", left, err)
+func TestCreateRootCancelled(t *testing.T) {
+	r := newBase(t, "qcow2")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := CreateRoot(ctx, r); !errors.Is(err, context.Canceled) {
+		t.Errorf("got error %v, want that it was cancelled", err)
 	}
 }
 
-func TestDiskUsage(t *testing.T) {
+func TestCreateRootWithoutQEMU(t *testing.T) {
+	r := newBase(t, "qcow2")
+	t.Setenv("PATH", t.TempDir())
+	err := CreateRoot(t.Context(), r)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "install the package qemu-utils") {
+		t.Errorf("got error %v, want advice", err)
+	}
+}
+
+func TestRemove(t *testing.T) {
+	r := newBase(t, "qcow2")
+	if err := CreateRoot(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(unfinished(r.Path), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := Remove(r.Path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if entries, err := os.ReadDir(filepath.Dir(r.Path)); err != nil || len(entries) != 2 {
+		t.Errorf("want raw and image alone, got %v (%v)", entries, err)
+	}
+}
+
+func TestMeasureUsage(t *testing.T) {
 	dir := t.TempDir()
-	empty, err := DiskUsage(dir)
+	before, err := MeasureUsage(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "full"), make([]byte, 1<<20), 0o600); err != nil {
+	sparse := filepath.Join(dir, "sparse")
+	if err := os.WriteFile(sparse, make([]byte, 100_000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	sparse, err := os.Create(filepath.Join(dir, "sparse"))
+	if err := os.Truncate(sparse, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "a", "b"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	after, err := MeasureUsage(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := sparse.Truncate(1 << 40); err != nil {
-		t.Fatal(err)
+	if grown := after.Bytes - before.Bytes; grown < 100_000 || grown > mebibyte {
+		t.Errorf("100000 bytes take %d", grown)
 	}
-	if err := sparse.Close(); err != nil {
-		t.Fatal(err)
+	if grown := after.Inodes - before.Inodes; grown != 3 {
+		t.Errorf("a file and two folders take %d inodes", grown)
 	}
-	usage, err := DiskUsage(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := usage.Bytes - empty.Bytes; got < 1<<20 || got > 2<<20 {
-		t.Errorf("1 MiB of data and a hole of 1 TiB count as %d bytes", got)
-	}
-	if usage.Inodes != 3 {
-		t.Errorf("folder and two files count as %d inodes", usage.Inodes)
-	}
-	if gone, err := DiskUsage(filepath.Join(dir, "nope")); err != nil || gone != (Usage{}) {
-		t.Errorf("a folder that is not there: %+v, %v", gone, err)
+	if _, err := MeasureUsage(filepath.Join(dir, "absent")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got error %v, want that it is missing", err)
 	}
 }
