@@ -23,10 +23,9 @@ check() {
 
 # scripts lists what a shell runs: *.sh and files with a shell's first line.
 scripts() {
-	git ls-files --cached --others --exclude-standard -z |
+	find . \( -name '_*' -o -name .git -o -name testdata \) -prune -o -type f -print0 |
 		while IFS= read -r -d '' file; do
-			[ -f "$file" ] || continue
-			case $file in
+			case ${file##*/} in
 			*.sh) printf '%s\0' "$file" ;;
 			*.*) ;;
 			*) head -c 64 "$file" | head -n 1 | grep -Eqa '^#!.*\b(bash|sh)$' && printf '%s\0' "$file" ;;

@@ -123,9 +123,10 @@ binaries() {
 	mkdir -p "$build"
 	local main
 	for main in "$top"/cmd/*/ "$top"/hack/node/; do
-		# vmwrapper runs as QEMU's user inside whatever libvirtd gives it: static.
+		# These run where no shared library can be counted on: vmwrapper in QEMU's
+		# surroundings, vmguest in a guest, criproxy in an empty container.
 		case $main in
-		*/vmwrapper/ | */criproxy/) CGO_ENABLED=0 go build -trimpath -o "$build/" "$main" ;;
+		*/vmwrapper/ | */vmguest/ | */criproxy/) CGO_ENABLED=0 go build -trimpath -o "$build/" "$main" ;;
 		*) go build -trimpath -o "$build/" "$main" ;;
 		esac
 	done
@@ -134,6 +135,13 @@ binaries() {
 # recipe_sum FOLDER prints one checksum over all files of an image's recipe.
 recipe_sum() {
 	(cd "$top" && find "$1" -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+}
+
+# build_image COMMAND... tries again with new package lists: recipes download
+# packages, and this machine's lists may be missing or name versions that Debian
+# no longer has.
+build_image() {
+	"$@" || { apt-get -q update && "$@"; }
 }
 
 # image FILE RECIPE COMMAND... runs COMMAND, which makes _tools/images/FILE,
@@ -145,7 +153,7 @@ image() {
 	if [ -e "$images/$file" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ]; then
 		return
 	fi
-	step "build image $file" "$@" "$images/$file"
+	step "build image $file" build_image "$@" "$images/$file"
 	printf '%s\n' "$sum" >"$stamp"
 }
 

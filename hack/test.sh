@@ -16,8 +16,7 @@ trap 'rm -rf "$results"' EXIT
 
 # tagged TAG lists the test files that only this build tag brings in.
 tagged() {
-	git ls-files --cached --others --exclude-standard '*_test.go' |
-		xargs -r grep -lx "//go:build $1"
+	grep -rlx --include='*_test.go' --exclude-dir='_*' --exclude-dir='.*' "//go:build $1" -- *
 }
 
 # go_test RING ARGUMENT... runs go test, shows failures and keeps its events.
