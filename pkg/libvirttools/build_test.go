@@ -75,6 +75,7 @@ func TestBuildXMLGolden(t *testing.T) {
 	maximum.MemoryBytes = 96 << 20
 	kvm := plainDomain()
 	kvm.Accel = libvirttools.AccelKVM
+	kvm.DisableFeatures = []string{"arch-capabilities"}
 	for name, d := range map[string]libvirttools.Domain{
 		"plain": plainDomain(), "rich": richDomain(), "maximum": maximum, "kvm": kvm,
 	} {
@@ -178,6 +179,7 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"too many CPUs":        {func(d *domain) { d.VCPUs = 256 }, "CPUs"},
 		"accelerator auto":     {func(d *domain) { d.Accel = "auto" }, "accelerator"},
 		"odd CPU model":        {func(d *domain) { d.CPUModel = "max,+vmx" }, "CPU model"},
+		"odd CPU feature":      {func(d *domain) { d.DisableFeatures = []string{"x2apic", ""} }, "CPU features"},
 		"host CPU without KVM": {func(d *domain) { d.CPUModel = libvirttools.CPUHost }, "needs KVM"},
 		"relative emulator":    {func(d *domain) { d.Emulator = "qemu" }, "emulator"},
 		"unclean emulator":     {func(d *domain) { d.Emulator = "/usr/../bin/sh" }, "emulator"},

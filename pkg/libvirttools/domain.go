@@ -43,6 +43,9 @@ type Domain struct {
 	VCPUs       int    // 1 to maxVCPUs
 	Accel       string // AccelKVM or AccelTCG
 	CPUModel    string // default: CPUHost with KVM, defaultTCGCPU with TCG
+	// DisableFeatures are names from libvirt's CPU map that the guest must not see;
+	// accel.Choice knows them.
+	DisableFeatures []string
 
 	Emulator string            // absolute path of vmwrapper or QEMU
 	Env      map[string]string // of the emulator's process, over its clean environment

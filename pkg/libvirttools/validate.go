@@ -77,6 +77,8 @@ func (d Domain) validateSize() error {
 		return invalid("accelerator %q is neither %q nor %q", d.Accel, AccelKVM, AccelTCG)
 	case d.CPUModel != "" && !modelPattern.MatchString(d.CPUModel):
 		return invalid("CPU model %q is not a name from libvirt's CPU map", d.CPUModel)
+	case slices.ContainsFunc(d.DisableFeatures, func(name string) bool { return !modelPattern.MatchString(name) }):
+		return invalid("one of the CPU features %q is not a name from libvirt's CPU map", d.DisableFeatures)
 	case d.Accel == AccelTCG && (d.CPUModel == CPUHost || d.CPUModel == CPUHostModel):
 		return invalid("CPU model %q needs KVM; without it use %q or a named model", d.CPUModel, CPUMaximum)
 	}

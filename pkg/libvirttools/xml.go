@@ -101,6 +101,9 @@ func cpu(d Domain) *libvirtxml.DomainCPU {
 		c.Mode, c.Match, c.Check = "custom", "exact", "none"
 		c.Model = &libvirtxml.DomainCPUModel{Fallback: "forbid", Value: model}
 	}
+	for _, name := range d.DisableFeatures {
+		c.Features = append(c.Features, libvirtxml.DomainCPUFeature{Policy: "disable", Name: name})
+	}
 	return c
 }
 
