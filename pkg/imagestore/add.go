@@ -55,7 +55,7 @@ func (s *Store) add(ctx context.Context, got received, j job) (landing, error) {
 	r.Origins[j.partial] = origin{Digest: got.digest, ETag: got.from.ETag, LastModified: got.from.LastModified}
 	err = s.saveLocked(r)
 	if err != nil && s.index.byID(got.id) == nil {
-		err = errors.Join(err, s.eraseLocked(got.id))
+		err = join(err, s.eraseLocked(got.id))
 	}
 	return landing{id: got.id, digest: digest}, err
 }
@@ -123,7 +123,7 @@ func (s *Store) placeLocked(got received) error {
 		return fmt.Errorf("place image: %w", err)
 	}
 	if err := s.reached(stepPlaced); err != nil {
-		return errors.Join(err, removeFile(path))
+		return join(err, removeFile(path))
 	}
 	return nil
 }

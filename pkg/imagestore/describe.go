@@ -58,11 +58,11 @@ func replaceFile(path string, content []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, removeFile(temp.Name()))
+			err = join(err, removeFile(temp.Name()))
 		}
 	}()
 	_, err = temp.Write(content)
-	err = errors.Join(err, temp.Sync(), temp.Close())
+	err = join(err, temp.Sync(), temp.Close())
 	if err != nil {
 		return err
 	}
@@ -86,5 +86,5 @@ func syncDir(path string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return join(dir.Sync(), dir.Close())
 }

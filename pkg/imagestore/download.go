@@ -68,7 +68,7 @@ func (d *download) connectOnce(ctx context.Context) error {
 	}
 	d.body, d.watch = opened, dog
 	if err := d.adopt(opened); err != nil {
-		return errors.Join(err, d.disconnect())
+		return join(err, d.disconnect())
 	}
 	return nil
 }
@@ -135,8 +135,15 @@ func (d *download) read(ctx context.Context, p []byte) (int, error) {
 		if err == nil {
 			continue
 		}
-		err = classed(errTemporary, "the connection broke after %d bytes: %w", d.part.have, err)
-		if err := errors.Join(d.disconnect(), d.waitToRetry(ctx, err)); err != nil {
+		class := errTemporary
+		if !d.part.validator.Strong {
+			class = errRestart // nothing would tell whether the rest fits
+		}
+		err = classed(class, "the connection broke after %d bytes: %w", d.part.have, err)
+		if errors.Is(err, errRestart) {
+			return 0, err
+		}
+		if err := join(d.disconnect(), d.waitToRetry(ctx, err)); err != nil {
 			return 0, err
 		}
 	}
@@ -176,8 +183,13 @@ func (d *download) waitToRetry(ctx context.Context, cause error) error {
 		return fmt.Errorf("gave up after %d attempts: %w", d.attempts, cause)
 	}
 	d.store.log.Debug("image download is tried again", "attempt", d.attempts, "cause", cause)
+	return d.store.pause(ctx, d.attempts)
+}
+
+// pause waits before an attempt.
+func (s *Store) pause(ctx context.Context, attempt int) error {
 	select {
-	case <-time.After(d.store.retryWait(d.attempts)):
+	case <-time.After(s.retryWait(attempt)):
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

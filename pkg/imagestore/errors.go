@@ -3,6 +3,8 @@ package imagestore
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -52,3 +54,29 @@ func writeError(doing string, err error) error {
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
+
+// joinedError is several errors in one sentence.
+type joinedError []error
+
+// join is errors.Join without line breaks: these errors end up in one line of
+// kubectl's output.
+func join(errs ...error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	switch len(errs) {
+	case 0:
+		return nil
+	case 1:
+		return errs[0]
+	}
+	return joinedError(errs)
+}
+
+func (e joinedError) Error() string {
+	texts := make([]string, len(e))
+	for i, err := range e {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (e joinedError) Unwrap() []error { return e }

@@ -32,17 +32,17 @@ func (p *filePlace) open(_ context.Context, have int64, v validator) (*body, err
 		err = classed(errNoDisk, "%s is no regular file", p.path)
 	}
 	if err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, join(err, file.Close())
 	}
 	now := validator{ETag: fmt.Sprintf("%d-%d", info.Size(), info.ModTime().UnixNano()), Strong: true, Total: info.Size()}
 	switch {
 	case have == 0 && p.known.ETag == now.ETag:
-		return nil, errors.Join(errNotModified, file.Close())
+		return nil, join(errNotModified, file.Close())
 	case have == 0 || now != v:
 		return &body{ReadCloser: file, validator: now}, nil
 	}
 	if _, err := file.Seek(have, io.SeekStart); err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, join(err, file.Close())
 	}
 	return &body{ReadCloser: file, offset: have, validator: v}, nil
 }
@@ -59,7 +59,7 @@ func (p *filePlace) openBelow() (*os.File, error) {
 			return nil, fmt.Errorf("open image folder: %w", err)
 		}
 		file, err := root.OpenFile(relative, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not block us
-		err = errors.Join(err, root.Close())
+		err = join(err, root.Close())
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, classed(errdefs.ErrNotFound, "there is no file %s", p.path)
 		}

@@ -102,7 +102,7 @@ func (p *httpPlace) open(ctx context.Context, have int64, v validator) (*body, e
 	}
 	opened, err := p.accept(response, have, v)
 	if err != nil {
-		return nil, errors.Join(err, response.Body.Close())
+		return nil, join(err, response.Body.Close())
 	}
 	return opened, nil
 }

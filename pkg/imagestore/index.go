@@ -73,7 +73,7 @@ func openIndex(path string) (x *index, err error) {
 	}
 	x = &index{db: db}
 	if err := x.load(); err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, join(err, db.Close())
 	}
 	return x, nil
 }

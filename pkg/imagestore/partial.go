@@ -2,7 +2,6 @@ package imagestore
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,13 +49,13 @@ func openPartial(p paths, key string) (*partial, error) {
 	part.file = file
 	info, err := file.Stat()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open partial download: %w", err), file.Close())
+		return nil, join(fmt.Errorf("open partial download: %w", err), file.Close())
 	}
 	part.have = info.Size()
 	raw, err := os.ReadFile(part.base + endingValidator)
 	if err != nil || json.Unmarshal(raw, &part.validator) != nil || !part.validator.Strong {
 		if err := part.reset(); err != nil {
-			return nil, errors.Join(err, file.Close())
+			return nil, join(err, file.Close())
 		}
 	}
 	return part, nil
@@ -65,7 +64,7 @@ func openPartial(p paths, key string) (*partial, error) {
 // reset forgets the bytes.
 func (p *partial) reset() error {
 	p.have, p.validator = 0, validator{Total: -1}
-	if err := errors.Join(removeFile(p.base+endingValidator), p.file.Truncate(0)); err != nil {
+	if err := join(removeFile(p.base+endingValidator), p.file.Truncate(0)); err != nil {
 		return fmt.Errorf("empty partial download: %w", err)
 	}
 	return nil
@@ -102,11 +101,11 @@ func (p *partial) unpacked() string { return p.base + endingUnpacked }
 // close closes the file, and removes all files unless the download can be
 // continued later and keep says that it should.
 func (p *partial) close(keep bool) error {
-	err := errors.Join(p.file.Close(), removeFile(p.unpacked()))
+	err := join(p.file.Close(), removeFile(p.unpacked()))
 	if keep && p.validator.Strong && p.have > 0 {
 		return err
 	}
-	return errors.Join(err, removeFile(p.base+endingBytes), removeFile(p.base+endingValidator))
+	return join(err, removeFile(p.base+endingBytes), removeFile(p.base+endingValidator))
 }
 
 // dropPartials removes downloads that nobody continued for a time, and all files

@@ -110,10 +110,13 @@ func (s *Store) download(ctx context.Context, j job) (landing, error) {
 	defer s.transfers.end(t)
 	for restarts := 0; ; restarts++ {
 		landed, err := s.downloadOnce(ctx, j, t)
-		if !errors.Is(err, errRestart) || restarts >= maxRestarts {
+		if !errors.Is(err, errRestart) || restarts >= maxRestarts || ctx.Err() != nil {
 			return landed, err
 		}
-		s.log.Info("image changed during its download, which begins anew", "image", j.ref.String(), "source", j.source)
+		s.log.Info("image download begins anew", "image", j.ref.String(), "source", j.source, "cause", err)
+		if err := s.pause(ctx, restarts+1); err != nil {
+			return landing{}, err
+		}
 	}
 }
 
@@ -126,7 +129,7 @@ func (s *Store) downloadOnce(ctx context.Context, j job, t *transfer) (_ landing
 	defer func() {
 		// What broke off can go on; what was judged bad is of no use.
 		keep := err != nil && (ctx.Err() != nil || errors.Is(err, errTemporary))
-		err = errors.Join(err, d.disconnect(), part.close(keep))
+		err = join(err, d.disconnect(), part.close(keep))
 	}()
 	if err := d.connect(ctx); err != nil {
 		return landing{}, err

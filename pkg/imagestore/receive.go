@@ -85,7 +85,12 @@ func (s *Store) receiveWrapped(ctx context.Context, d *download, w wrapper, sent
 	if err != nil {
 		return received{}, err
 	}
-	defer func() { err = errors.Join(err, plain.Close()) }()
+	defer func() {
+		// After an error, all that closing could say has been said.
+		if closeErr := plain.Close(); err == nil {
+			err = closeErr
+		}
+	}()
 	head, err := peek(plain)
 	if err != nil {
 		return received{}, err
@@ -116,7 +121,7 @@ func (s *Store) unpackDisk(path string, head []byte, all io.Reader) (id string, 
 	}
 	defer func() {
 		if closeErr := file.Close(); closeErr != nil {
-			err = errors.Join(err, writeError("unpack image", closeErr))
+			err = join(err, writeError("unpack image", closeErr))
 		}
 	}()
 	flush := flusher(file)

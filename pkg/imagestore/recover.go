@@ -39,7 +39,7 @@ func (s *Store) openIndex(ctx context.Context) error {
 		return nil
 	}
 	if err := s.rebuild(ctx); err != nil {
-		return errors.Join(err, x.close())
+		return join(err, x.close())
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package imagestore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 )
 
@@ -54,7 +53,7 @@ func (s *Store) dropLocked(c change) error {
 	for _, id := range c.drop {
 		errs = append(errs, s.eraseLocked(id))
 	}
-	return errors.Join(errs...)
+	return join(errs...)
 }
 
 // eraseLocked removes the files of an image that the index does not know.

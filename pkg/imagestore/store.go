@@ -3,7 +3,6 @@ package imagestore
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -124,7 +123,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open image store %s: %w", o.Dir, err)
 	}
 	if err := s.sweep(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open image store %s: %w", o.Dir, err), s.index.close())
+		return nil, join(fmt.Errorf("open image store %s: %w", o.Dir, err), s.index.close())
 	}
 	return s, nil
 }

@@ -137,7 +137,7 @@ func (s *Store) startXZ(ctx context.Context, source io.Reader) (io.ReadCloser, e
 	}
 	if err != nil {
 		cancel()
-		return nil, errors.Join(missing(err, "xz", "xz-utils"), fmt.Errorf("run xz: %w", err))
+		return nil, join(missing(err, "xz", "xz-utils"), fmt.Errorf("run xz: %w", err))
 	}
 	return x, nil
 }
