@@ -159,6 +159,9 @@ func (s *settings) complete() error {
 	if os.Geteuid() != 0 {
 		return errors.New("it makes network namespaces and gives files to QEMU's user, which takes root: run it with sudo")
 	}
+	if _, err := accel.ParseMode(s.accelerator); err != nil {
+		return usageError{fmt.Errorf("--accelerator: %w", err)}
+	}
 	if _, ok := cgroupDrivers[s.cgroupDriver]; !ok {
 		return usageError{fmt.Errorf("--cgroup-driver is %q, it must be cgroupfs or systemd", s.cgroupDriver)}
 	}

@@ -60,15 +60,15 @@ func (s *Server) stats(vm container) (*runtimeapi.ContainerStats, error) {
 		Labels:      vm.config.GetLabels(),
 		Annotations: vm.config.GetAnnotations(),
 	}}
-	usage, err := volumes.DiskUsage(s.Layout.VM(vm.ID).Dir)
+	usage, err := volumes.MeasureUsage(s.Layout.VM(vm.ID).Dir)
 	if err != nil {
 		return nil, fmt.Errorf("disk use of VM %s: %w", vm.ID, err)
 	}
 	stats.WritableLayer = &runtimeapi.FilesystemUsage{
 		Timestamp:  now,
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: s.Layout.VMs()},
-		UsedBytes:  number(uint64(usage.Bytes)),  //nolint:gosec // sizes are positive
-		InodesUsed: number(uint64(usage.Inodes)), //nolint:gosec // counts are positive
+		UsedBytes:  number(usage.Bytes),
+		InodesUsed: number(usage.Inodes),
 	}
 	if !vm.Running() {
 		return stats, nil

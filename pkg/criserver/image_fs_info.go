@@ -16,21 +16,22 @@ func (s *Server) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	disks, err := volumes.DiskUsage(s.Layout.VMs())
+	disks, err := volumes.MeasureUsage(s.Layout.VMs())
 	if err != nil {
 		return nil, fmt.Errorf("disk use of VMs: %w", err)
 	}
 	return &runtimeapi.ImageFsInfoResponse{
-		ImageFilesystems:     []*runtimeapi.FilesystemUsage{filesystem(images.Mountpoint, images.Bytes, images.Inodes)},
+		//nolint:gosec // sizes and counts are positive
+		ImageFilesystems:     []*runtimeapi.FilesystemUsage{filesystem(images.Mountpoint, uint64(images.Bytes), uint64(images.Inodes))},
 		ContainerFilesystems: []*runtimeapi.FilesystemUsage{filesystem(s.Layout.VMs(), disks.Bytes, disks.Inodes)},
 	}, nil
 }
 
-func filesystem(mountpoint string, bytes, inodes int64) *runtimeapi.FilesystemUsage {
+func filesystem(mountpoint string, bytes, inodes uint64) *runtimeapi.FilesystemUsage {
 	return &runtimeapi.FilesystemUsage{
 		Timestamp:  time.Now().UnixNano(),
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: mountpoint},
-		UsedBytes:  number(uint64(bytes)),  //nolint:gosec // sizes are positive
-		InodesUsed: number(uint64(inodes)), //nolint:gosec // counts are positive
+		UsedBytes:  number(bytes),
+		InodesUsed: number(inodes),
 	}
 }
