@@ -33,7 +33,7 @@ const testTimeout = 60 * time.Second
 
 // node is a private "host": a network namespace in which CNI plugins run.
 type node struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	netns   string
 	conf    string
@@ -41,7 +41,7 @@ type node struct {
 	manager *Manager
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test makes network namespaces: run it as root")
@@ -193,7 +193,7 @@ func (n *node) settle() {
 }
 
 // eventually waits until ok, and fails the test with what at the end.
-func eventually(t *testing.T, ok func() bool, what func() string) {
+func eventually(t testing.TB, ok func() bool, what func() string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
@@ -209,7 +209,7 @@ func eventually(t *testing.T, ok func() bool, what func() string) {
 	}
 }
 
-func testPod(t *testing.T) Pod {
+func testPod(t testing.TB) Pod {
 	t.Helper()
 	var b [32]byte
 	rand.Read(b[:])
@@ -222,7 +222,7 @@ func testPod(t *testing.T) Pod {
 // guest is a network namespace whose eth0 is plugged into a pod's tap, in place
 // of a VM: it has a whole IP stack, and the pod's MAC.
 type guest struct {
-	t      *testing.T
+	t      testing.TB
 	netns  string
 	link   string
 	iface  Interface
@@ -234,7 +234,19 @@ func (n *node) newGuest(pod Pod, r *Result, i int) *guest {
 	n.t.Helper()
 	files, err := n.manager.OpenTaps(n.t.Context(), pod.SandboxID, r)
 	must(n.t, err)
-	g := &guest{t: n.t, netns: filepath.Join(n.dir, "guest-"+rand.Text()), link: "eth0", iface: r.Interfaces[i]}
+	g := n.bootGuest(r.Interfaces[i], files[i])
+	for j, f := range files {
+		if j != i {
+			f.Close()
+		}
+	}
+	return g
+}
+
+// bootGuest boots a guest with the interface on a tap, which it closes.
+func (n *node) bootGuest(iface Interface, port *os.File) *guest {
+	n.t.Helper()
+	g := &guest{t: n.t, netns: filepath.Join(n.dir, "guest-"+rand.Text()), link: "eth0", iface: iface}
 	must(n.t, netns.Create(g.netns))
 	n.t.Cleanup(func() { must(n.t, netns.Remove(g.netns)) })
 	mac, err := net.ParseMAC(g.iface.MAC)
@@ -253,12 +265,7 @@ func (n *node) newGuest(pod Pod, r *Result, i int) *guest {
 			netlink.LinkSetHardwareAddr(link, mac), netlink.LinkSetMTU(link, g.iface.MTU),
 			netlink.LinkSetUp(link))
 	}))
-	g.plug(card, files[i])
-	for j, f := range files {
-		if j != i {
-			f.Close()
-		}
-	}
+	g.plug(card, port)
 	return g
 }
 
@@ -289,7 +296,7 @@ func (g *guest) plug(a, b *os.File) {
 }
 
 // pollable makes a file whose Read ends when it is closed.
-func pollable(t *testing.T, f *os.File) *os.File {
+func pollable(t testing.TB, f *os.File) *os.File {
 	t.Helper()
 	fd, err := unix.Dup(int(f.Fd()))
 	must(t, err)
@@ -355,7 +362,7 @@ func (g *guest) configure(r *Result) {
 }
 
 // echo serves TCP on addr in the namespace at path until the test ends.
-func echo(t *testing.T, path, addr string) {
+func echo(t testing.TB, path, addr string) {
 	t.Helper()
 	var l net.Listener
 	must(t, netns.Do(path, func() error {
@@ -384,7 +391,7 @@ func echo(t *testing.T, path, addr string) {
 }
 
 // dial fetches the echo server's greeting from inside the namespace at path.
-func dial(t *testing.T, path, addr string, timeout time.Duration) (string, error) {
+func dial(t testing.TB, path, addr string, timeout time.Duration) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
@@ -404,7 +411,7 @@ func dial(t *testing.T, path, addr string, timeout time.Duration) (string, error
 	return string(buf[:n]), err
 }
 
-func mustDial(t *testing.T, path, addr string) {
+func mustDial(t testing.TB, path, addr string) {
 	t.Helper()
 	got, err := dial(t, path, addr, testTimeout)
 	if err != nil || !strings.HasPrefix(got, "hello from ") {
@@ -414,7 +421,7 @@ func mustDial(t *testing.T, path, addr string) {
 
 func web(a netip.Addr) string { return netip.AddrPortFrom(a, 80).String() }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -422,7 +429,7 @@ func must(t *testing.T, err error) {
 }
 
 // filterHandles lists what changes when filters are replaced.
-func filterHandles(t *testing.T, r *Result) []string {
+func filterHandles(t testing.TB, r *Result) []string {
 	t.Helper()
 	h, err := netns.Netlink(r.NetNS)
 	must(t, err)
