@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -60,7 +61,7 @@ func (b *backend) retell() {
 // knowledge of it.
 func (p *Proxy) greet(ctx context.Context, b *backend) {
 	b.retell() //nolint:contextcheck // ctx is the backend's own, which retell uses
-	for _, r := range p.rules.kept {
+	for _, r := range append(slices.Clone(p.rules.kept), p.rules.runtime("Status")) {
 		if err := b.source(r).refresh(ctx); err != nil {
 			b.log.Debug("list after connecting", "method", r.method, "error", err)
 		}

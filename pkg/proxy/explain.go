@@ -29,7 +29,7 @@ func Explain(config *Config, question []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	v := paperView(config)
+	v := paperView(config, rules)
 	r := rules.named(q.Method)
 	if r == nil {
 		return fmt.Sprintf("%s goes to runtime %s at %s, byte for byte: the proxy does not know the method.\n", q.Method, v.fallback.name, v.fallback.socket), nil
@@ -46,10 +46,10 @@ func Explain(config *Config, question []byte) (string, error) {
 }
 
 // paperView is a view whose backends are not connected.
-func paperView(config *Config) *view {
+func paperView(config *Config, rules *ruleset) *view {
 	var backends []*backend
 	for _, c := range config.Backends {
-		backends = append(backends, &backend{identity: c.identity()})
+		backends = append(backends, &backend{identity: c.identity(), node: &node{rules: rules}, sources: map[string]*source{}})
 	}
 	return newView(config, backends)
 }

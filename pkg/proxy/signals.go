@@ -149,8 +149,9 @@ func (c *collector) annotation(key, value []byte) error {
 	return nil
 }
 
-// handler is a configured one, or else the default's, which itself refuses those
-// that it does not know.
+// handler is a configured one, or else the default's. The default itself refuses
+// those that it does not know, but with a code and words of its own; if it has
+// told what it knows, the proxy refuses them clearly.
 func (c *collector) handler(handler []byte) error {
 	if len(handler) == 0 {
 		return nil
@@ -158,6 +159,10 @@ func (c *collector) handler(handler []byte) error {
 	b, known := c.view.handlers[string(handler)]
 	if !known {
 		b = c.view.fallback
+		if offered := b.handlersOffered(); len(offered) > 0 && !slices.Contains(offered, string(handler)) {
+			return status.Errorf(codes.InvalidArgument, "%s: runtime handler %q is neither one of runtime %s (%s) nor configured for another (%s): correct the pod's RuntimeClass",
+				c.rule.method, handler, b.name, strings.Join(offered, ", "), strings.Join(slices.Sorted(maps.Keys(c.view.handlers)), ", "))
+		}
 	}
 	c.add(b, subjectHandler, handler)
 	return nil

@@ -115,6 +115,28 @@ func (v *view) handlersOf(b *backend, theirs *runtimeapi.StatusResponse) []*runt
 	return reachable
 }
 
+// handlersOffered are the handlers with a name in the backend's last status, none
+// if it has not told any.
+func (b *backend) handlersOffered() []string {
+	list, _, err := b.source(b.node.rules.runtime("Status")).memory.recall()
+	if err != nil || list == nil {
+		return nil
+	}
+	defer list.free()
+	var known runtimeapi.StatusResponse
+	if err := proto.Unmarshal(list.bytes(), &known); err != nil {
+		b.log.Warn("runtime sends no readable status", "error", err)
+		return nil
+	}
+	var names []string
+	for _, handler := range known.GetRuntimeHandlers() {
+		if handler.GetName() != "" {
+			names = append(names, handler.GetName())
+		}
+	}
+	return names
+}
+
 // denyFeatures switches off, in an encoded StatusResponse that has features,
 // those that theirs lacks. A runtime that reports no features at all has no say.
 func denyFeatures(merged []byte, theirs *runtimeapi.RuntimeFeatures) []byte {
