@@ -79,7 +79,7 @@ for ring; do
 		counted=yes
 		;;
 	bench)
-		go test -tags integration -p 1 -timeout 40m -run '^$' -bench . -benchmem ./... || failed=1
+		go test -tags integration,e2e -p 1 -timeout 40m -run '^$' -bench . -benchmem ./... || failed=1
 		;;
 	*)
 		printf 'hack/test.sh: unknown ring "%s"; see the list at the top of the script\n' "$ring" >&2

@@ -40,6 +40,7 @@ type demo struct {
 	n         *node.Node
 	container *corev1.Pod
 	machine   *corev1.Pod
+	table     string // of both pods while they ran
 }
 
 func runDemo(ctx context.Context, o *options) error {
@@ -79,7 +80,7 @@ func (d *demo) run(ctx context.Context) error {
 		{"VM: page fetched by its pod IP from the host", bootTime, d.fetchFromHost},
 		{"VM: page fetched from inside the container pod", bootTime, d.fetchFromContainer},
 		{"VM: console with login prompt in the pod's log file", bootTime, d.readConsole},
-		{"both pods: table", podTime, d.showTable},
+		{"both pods: asked for their state and memory", podTime, d.makeTable},
 		{"both pods: removed by kubelet", removalTime, d.remove},
 		{"no domain, tap, namespace, lease, disk or process is left", removalTime, d.verifyNothingLeft},
 	}
@@ -91,6 +92,7 @@ func (d *demo) run(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
+	d.printf("\nBoth pods while they ran\n%s", d.table)
 	return nil
 }
 

@@ -76,11 +76,8 @@ func (d *demo) readConsole(ctx context.Context) error {
 	return err
 }
 
-func (d *demo) showTable(ctx context.Context) error {
-	table, err := d.podTable(ctx)
-	if err == nil {
-		defer d.printf("\n%s\n", table)
-	}
+func (d *demo) makeTable(ctx context.Context) (err error) {
+	d.table, err = d.podTable(ctx)
 	return err
 }
 

@@ -40,7 +40,8 @@ func (d *demo) podTable(ctx context.Context) (string, error) {
 		_, _ = fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s\t%s\t%.1f MiB\n", pod.Name, row.kind, pod.Status.Phase,
 			pod.Status.PodIP, pod.Spec.Containers[0].Image, started(state), float64(used)/(1<<20))
 	}
-	return text.String(), table.Flush()
+	err = table.Flush()
+	return text.String(), err
 }
 
 func started(state corev1.ContainerStatus) string {

@@ -29,6 +29,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/tests/node"
+	"github.com/ambipod/ambipod/tests/page"
 )
 
 // cleanupTime bounds what is done after an interruption.
@@ -218,5 +219,5 @@ func (t target) report(runs []namedRun, rows []comparison) error {
 		}
 	}
 	heading := "Measured on " + time.Now().UTC().Format(time.DateOnly) + "; the specs run in the same order on both sides."
-	return replaceBetweenMarkers(filepath.Join(t.checkout, "docs", "conformance.md"), markdown(heading, runs, rows))
+	return page.Replace(filepath.Join(t.checkout, "docs", "conformance.md"), "written by make conformance", markdown(heading, runs, rows))
 }

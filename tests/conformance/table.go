@@ -1,14 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
-
-	"github.com/containerd/errdefs"
 )
 
 const passed = "passed"
@@ -82,28 +78,4 @@ func markdown(heading string, runs []namedRun, rows []comparison) string {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", strings.ReplaceAll(row.Name, "|", "\\|"), row.Direct, row.Proxy)
 	}
 	return b.String()
-}
-
-// Markers around what this program writes into a page.
-const (
-	begin = "<!-- begin: written by make conformance -->\n"
-	end   = "<!-- end: written by make conformance -->\n"
-)
-
-// replaceBetweenMarkers writes the report into the page.
-func replaceBetweenMarkers(path, report string) error {
-	page, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
-	head, rest, found := bytes.Cut(page, []byte(begin))
-	_, tail, closed := bytes.Cut(rest, []byte(end))
-	if !found || !closed {
-		return fmt.Errorf("%s has no lines %q and %q to write the report between: %w", path, begin, end, errdefs.ErrFailedPrecondition)
-	}
-	page = slices.Concat(head, []byte(begin), []byte(report), []byte(end), tail)
-	if err := os.WriteFile(path, page, 0o644); err != nil { //nolint:gosec // documentation
-		return fmt.Errorf("write report: %w", err)
-	}
-	return nil
 }

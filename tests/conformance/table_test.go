@@ -1,8 +1,6 @@
 package main
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -56,42 +54,5 @@ Specs that pass on one side only: 0.
 `
 	if diff := cmp.Diff(want, markdown("Heading", runs, compare(direct, proxy))); diff != "" {
 		t.Error("-want +got:\n" + diff)
-	}
-}
-
-func TestOnlyTheTextBetweenMarkersIsReplaced(t *testing.T) {
-	page := filepath.Join(t.TempDir(), "page.md")
-	if err := os.WriteFile(page, []byte("before\n"+begin+"old\n"+end+"after\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := replaceBetweenMarkers(page, "new\n"); err != nil {
-		t.Fatal(err)
-	}
-	got, err := os.ReadFile(page)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff("before\n"+begin+"new\n"+end+"after\n", string(got)); diff != "" {
-		t.Error("-want +got:\n" + diff)
-	}
-	if err := os.WriteFile(page, []byte("nothing to replace\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := replaceBetweenMarkers(page, "new\n"); err == nil {
-		t.Error("a page without markers was accepted")
-	}
-}
-
-func TestThePageOfTheRepositoryHasMarkers(t *testing.T) {
-	data, err := os.ReadFile("../../docs/conformance.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	page := filepath.Join(t.TempDir(), "page.md")
-	if err := os.WriteFile(page, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := replaceBetweenMarkers(page, "new\n"); err != nil {
-		t.Error(err)
 	}
 }

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// The lists of the table.
+const (
+	listItems   = 1000
+	listVMItems = 50
+)
+
+// noop calls StartContainer of a container that the default backend owns.
+func noop(ctx context.Context, conn *grpc.ClientConn) func() error {
+	cri := runtimeapi.NewRuntimeServiceClient(conn)
+	request := &runtimeapi.StartContainerRequest{ContainerId: hexID("some container")}
+	return func() error {
+		_, err := cri.StartContainer(ctx, request)
+		return err
+	}
+}
+
+// version calls Version, which carries no ID.
+func version(ctx context.Context, conn *grpc.ClientConn) func() error {
+	cri := runtimeapi.NewRuntimeServiceClient(conn)
+	return func() error {
+		_, err := cri.Version(ctx, &runtimeapi.VersionRequest{})
+		return err
+	}
+}
+
+// listContainers lists all and checks how many there are.
+func listContainers(ctx context.Context, conn *grpc.ClientConn, want int) func() error {
+	cri := runtimeapi.NewRuntimeServiceClient(conn)
+	return func() error {
+		answer, err := cri.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+		if got := len(answer.GetContainers()); err == nil && got != want {
+			return fmt.Errorf("the list has %d containers, want %d", got, want) //nolint:err113 // for people
+		}
+		return err
+	}
+}
+
+// measureCalls compares calls to a backend with the same calls through criproxy.
+func measureCalls(ctx context.Context, e environment) (_ section, err error) {
+	s := section{Name: "calls", Title: "Calls: a plain Go gRPC server, directly and through criproxy", Base: "direct", Ours: "criproxy"}
+	r, err := startRig(ctx, e.criproxy, listItems, listVMItems)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, r.stop(ctx)) }()
+	const (
+		warmUp    = 50
+		noops     = 20000
+		lists     = 400
+		oneAtMost = limit(1.20)
+		twoAtMost = limit(2.0)
+	)
+	what := fmt.Sprintf("ListContainers, %d items; through criproxy + %d of the VM backend", listItems, listVMItems)
+	p, err := alternate(warmUp, lists, listContainers(ctx, r.direct, listItems), listContainers(ctx, r.proxied, listItems+listVMItems))
+	if err != nil {
+		return s, fmt.Errorf("measure ListContainers: %w", err)
+	}
+	s.Rows = append(s.Rows, ratioRow(what+", p50", p.at(0.5), oneAtMost), ratioRow("the same, p90", p.at(0.9), 0))
+	p, err = alternate(warmUp, noops, noop(ctx, r.direct), noop(ctx, r.proxied))
+	if err != nil {
+		return s, fmt.Errorf("measure a call that does nothing: %w", err)
+	}
+	s.Rows = append(s.Rows, ratioRow("call that does nothing, with an ID (StartContainer), p50", p.at(0.5), twoAtMost),
+		ratioRow("the same, p99", p.at(0.99), twoAtMost))
+	p, err = alternate(warmUp, noops/4, version(ctx, r.direct), version(ctx, r.proxied))
+	if err != nil {
+		return s, fmt.Errorf("measure Version: %w", err)
+	}
+	s.Rows = append(s.Rows, ratioRow("Version, p50", p.at(0.5), twoAtMost), ratioRow("the same, p99", p.at(0.99), twoAtMost))
+	return s, nil
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// row is one line of the report.
+type row struct {
+	What  string `json:"what"`
+	Base  string `json:"base"`  // what it is compared with, and its figure
+	Ours  string `json:"ours"`  // our figure
+	Ratio string `json:"ratio"` // or difference
+	// Spread is the smallest and largest ratio of the series' tenths.
+	Spread  string  `json:"spread"`
+	Target  string  `json:"target"`  // from the issue; empty if there is none
+	Met     *bool   `json:"met"`     // nil without a target
+	Samples int     `json:"samples"` // on each side
+	Value   float64 `json:"value"`   // the number that the target is about
+}
+
+// section is one group of measurements that belongs together.
+type section struct {
+	Name  string `json:"name"` // also the JSON file's name
+	Title string `json:"title"`
+	Base  string `json:"base"` // head of the column
+	Ours  string `json:"ours"`
+	Rows  []row  `json:"rows"`
+}
+
+// limit is the largest value that meets a target; 0 is no target.
+type limit float64
+
+func (l limit) check(r row, value float64, format string) row {
+	r.Value = value
+	if l > 0 {
+		met := value <= float64(l)
+		r.Met, r.Target = &met, "≤ "+fmt.Sprintf(format, float64(l))
+	}
+	return r
+}
+
+// ratioRow reports a comparison as a ratio.
+func ratioRow(what string, c comparison, most limit) row {
+	r := row{
+		What: what, Base: formatMS(c.Base), Ours: formatMS(c.Ours), Samples: c.Samples,
+		Ratio:  fmt.Sprintf("%.2f×", c.Ratio),
+		Spread: fmt.Sprintf("%.2f–%.2f×", c.Low, c.High),
+	}
+	return most.check(r, c.Ratio, "%.2f×")
+}
+
+// formatMS shows milliseconds with about three digits.
+func formatMS(ms float64) string {
+	switch {
+	case ms < 1:
+		return fmt.Sprintf("%.3f ms", ms)
+	case ms < 10:
+		return fmt.Sprintf("%.2f ms", ms)
+	case ms < 100:
+		return fmt.Sprintf("%.1f ms", ms)
+	}
+	return fmt.Sprintf("%.0f ms", ms)
+}
+
+// markdown is the section as a table.
+func (s section) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "### %s\n\n| what | %s | %s | ratio | spread | at most | met | samples |\n|---|---|---|---|---|---|---|---|\n",
+		s.Title, s.Base, s.Ours)
+	for _, r := range s.Rows {
+		met := ""
+		if r.Met != nil {
+			met = map[bool]string{true: "yes", false: "**no**"}[*r.Met]
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %d |\n",
+			r.What, r.Base, r.Ours, r.Ratio, r.Spread, r.Target, met, r.Samples)
+	}
+	return b.String() + "\n"
+}
+
+// save writes the section for machines.
+func (s section) save(dir string, m machine) error {
+	data, err := json.MarshalIndent(struct {
+		Machine machine `json:"machine"`
+		section
+	}{m, s}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", s.Name, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, s.Name+".json"), append(data, '\n'), 0o644); err != nil { //nolint:gosec // for people
+		return fmt.Errorf("write %s: %w", s.Name, err)
+	}
+	return nil
+}
