@@ -79,9 +79,16 @@ func TestFailingAdd(t *testing.T) {
 	}
 }
 
-// TestFailingAddAndDel: what plugins do not undo at once is undone later, even
-// by another process.
+// TestFailingAddAndDel: what plugins do not undo at once is undone later, by this
+// process or the next.
 func TestFailingAddAndDel(t *testing.T) {
+	for name, restarted := range map[string]bool{"same process": false, "restarted": true} {
+		t.Run(name, func(t *testing.T) { failingAddAndDel(t, restarted) })
+	}
+}
+
+func failingAddAndDel(t *testing.T, restarted bool) {
+	t.Helper()
 	n := newNode(t)
 	n.useFake(failWith)
 	pod := testPod(t)
@@ -92,7 +99,10 @@ func TestFailingAddAndDel(t *testing.T) {
 	if err := n.teardown(n.manager, pod); !errdefs.IsUnavailable(err) {
 		t.Errorf("teardown while DEL fails: %v", err)
 	}
-	n.useFake(passOn)
+	n.fakePlugin("fake", passOn)
+	if restarted {
+		n.manager = n.newManager(Options{BinDirs: []string{filepath.Join(n.dir, "bin"), pluginDir()}})
+	}
 	must(t, n.onHost(func() error { return n.manager.Sweep(t.Context(), nil) }))
 	n.assertClean()
 }

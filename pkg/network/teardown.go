@@ -22,8 +22,10 @@ func (m *Manager) Teardown(ctx context.Context, pod Pod) error {
 	return m.teardownLocked(ctx, pod.SandboxID)
 }
 
-// teardownLocked needs the sandbox's lock.
+// teardownLocked needs the sandbox's lock. From now on Sweep may finish what
+// fails here.
 func (m *Manager) teardownLocked(ctx context.Context, id string) error {
+	m.setStarted(id, false)
 	if err := m.Disconnect(id); err != nil {
 		return err
 	}
@@ -34,11 +36,7 @@ func (m *Manager) teardownLocked(ctx context.Context, id string) error {
 	if err := netns.Remove(path); err != nil {
 		return err
 	}
-	if err := m.attachments.remove(id); err != nil {
-		return err
-	}
-	m.setStarted(id, false)
-	return nil
+	return m.attachments.remove(id)
 }
 
 // detach runs DEL with the configuration that ADD was run with.
