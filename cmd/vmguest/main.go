@@ -1,6 +1,6 @@
 // Command vmguest runs in a guest and gives the node's commands their streams; the
-// node sends it there and starts it with the token of the conversation. It removes
-// its own file at once and ends when the node goes away. See docs/exec.md.
+// node sends it there and starts it with the token of the conversation and the open port. It
+// removes its own file at once and ends when the node goes away. See docs/exec.md.
 package main
 
 import (
@@ -12,14 +12,10 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/ambipod/ambipod/pkg/guestexec/guest"
 	"github.com/ambipod/ambipod/pkg/guestexec/wire"
 )
-
-// openTimeout bounds the wait for an earlier helper to let go of the port.
-const openTimeout = 20 * time.Second
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -37,13 +33,12 @@ func run(ctx context.Context, args []string) error {
 	if err := removeSelf(); err != nil {
 		return err
 	}
-	opening, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	port, err := guest.OpenPort(opening, wire.Port)
-	if err != nil {
-		return err
+	// Reads of a port that does not block can be ended by closing it.
+	if err := syscall.SetNonblock(wire.PortDescriptor, true); err != nil {
+		return fmt.Errorf("use the port %s: %w", wire.Port, err)
 	}
-	return guest.Serve(ctx, port, args[0])
+	syscall.CloseOnExec(wire.PortDescriptor) // no command shall have it
+	return guest.Serve(ctx, os.NewFile(wire.PortDescriptor, wire.Port), args[0])
 }
 
 // removeSelf removes the folder that the node made for this program, and nothing

@@ -39,6 +39,20 @@ type Commander interface {
 	AgentCommand(ctx context.Context, uuid, command string) (string, error)
 }
 
+// Classify gives the errors of a carrier, of which silent and refused are those that
+// speak of the agent, the meaning that Commander promises.
+func Classify(err, silent, refused error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, silent):
+		return fmt.Errorf("%w: %w", ErrNoAgent, err)
+	case errors.Is(err, refused):
+		return fmt.Errorf("%w: %w", errdefs.ErrAborted, err)
+	}
+	return err
+}
+
 // Agent is the guest agent of one VM.
 type Agent struct {
 	commander Commander

@@ -54,7 +54,7 @@ func (a *Agent) Run(ctx context.Context, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	result, err := a.wait(ctx, pid)
+	result, err := a.Wait(ctx, pid)
 	if err != nil && ctx.Err() != nil {
 		err = errors.Join(err, a.kill(context.WithoutCancel(ctx), pid))
 	}
@@ -124,8 +124,8 @@ func (a *Agent) Status(ctx context.Context, pid int) (result Result, ended bool,
 	return result, true, nil
 }
 
-// wait asks until the program has ended.
-func (a *Agent) wait(ctx context.Context, pid int) (Result, error) {
+// Wait asks until the program has ended.
+func (a *Agent) Wait(ctx context.Context, pid int) (Result, error) {
 	pause := firstPoll
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
@@ -168,11 +168,11 @@ func (a *Agent) kill(ctx context.Context, pid int) error {
 	defer cancel()
 	killer, err := a.Start(ctx, Command{Argv: []string{"/bin/sh", "-c", killTree, strconv.Itoa(pid)}})
 	if err == nil {
-		_, err = a.wait(ctx, killer)
+		_, err = a.Wait(ctx, killer)
 	}
 	if err == nil {
 		// Fetching the end makes the agent forget the program.
-		_, err = a.wait(ctx, pid)
+		_, err = a.Wait(ctx, pid)
 	}
 	if err != nil {
 		return fmt.Errorf("process %d goes on running in the guest: %w", pid, err)

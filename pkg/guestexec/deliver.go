@@ -1,16 +1,15 @@
 package guestexec
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
-	"path"
-	"slices"
+	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -19,71 +18,96 @@ import (
 )
 
 const (
-	chunk       = 512 << 10 // of the helper's program, in one command to the agent
-	maxHelper   = 32 << 20
-	maxFolder   = 200 // of a folder's name that the guest chose
-	helperName  = "vmguest"
-	tidyTimeout = 10 * time.Second
+	maxHelper = 32 << 20 // bytes of the helper's program
+	maxQuote  = 200      // of what the script says
 )
 
-// prepare makes a folder that only root can enter, in the first place where programs
-// may be started (many guests forbid it in /run or /tmp), and prints its name. The
-// places are its arguments, the folder's prefix is $0.
-const prepare = `umask 077
+// receive is the script that receives the helper's program over the port $1 and
+// becomes it, in a folder that only root can enter. $0 is the folder's prefix, $2 the
+// token, $3 the program's size; the other arguments are the places to try, of which
+// the first counts where programs may be started: many guests forbid it in /run or
+// /tmp. The shell reads lines byte by byte, so the program is left for head.
+const receive = `umask 077
 PATH=$PATH:/usr/sbin:/usr/bin:/sbin:/bin
-for place; do
-	dir=$(mktemp -d "$place/$0XXXXXX" 2>/dev/null) || continue
-	if printf '#!/bin/sh\nexit 0\n' >"$dir/try" && chmod 700 "$dir/try" && "$dir/try" && : >"$dir/` + helperName + `"; then
-		rm "$dir/try" && chmod 700 "$dir/` + helperName + `" && echo "$dir" && exit 0
-	fi 2>/dev/null
-	rm -rf "$dir"
+fail() {
+	echo "$1" >&2
+	exit 1
+}
+port=
+for name in /sys/class/virtio-ports/*/name; do
+	read -r found <"$name" && [ "$found" = "$1" ] && port=${name%/name}
+done 2>/dev/null
+[ -n "$port" ] || fail "the VM has no virtio-serial port $1"
+port=/dev/${port##*/}
+tries=20
+until (exec 3<>"$port") 2>/dev/null; do
+	tries=$((tries - 1))
+	[ "$tries" -gt 0 ] || fail "port $port is held by another process"
+	sleep 1
 done
-echo "no folder of the guest may hold a program" >&2
-exit 1`
+token=$2 size=$3
+shift 3
+folder=
+for place; do
+	folder=$(mktemp -d "$place/$0XXXXXX" 2>/dev/null) || continue
+	program=$folder/vmguest
+	printf '#!/bin/sh\nexit 0\n' >"$program" && chmod 700 "$program" && "$program" 2>/dev/null && break
+	rm -rf "$folder"
+	folder=
+done
+[ -n "$folder" ] || fail "no folder of the guest may hold a program"
+exec 3<>"$port"
+echo "AMBIPOD-READY 1 $token" >&3
+while read -r line <&3; do
+	if [ "$line" = "AMBIPOD-PROGRAM 1 $token" ]; then
+		head -c "$size" <&3 >"$program" && exec "$program" "$token"
+		break
+	fi
+done
+rm -rf "$folder"
+fail "the program did not arrive"`
 
 // places is where the helper's program may be put until it runs.
 var places = []string{"/run", "/var/tmp", "/tmp", "/dev/shm", "/root"}
 
-// Arguments of the guest's shell; what comes after the script is its $0.
-var (
-	shell    = []string{"/bin/sh", "-c"}
-	appendTo = `cat >>"$0"`
-	remove   = `rm -rf "$0"`
-)
-
-// deliver sends the helper's program into the guest and starts it. The token that it
-// returns is the helper's for its hello.
-//
-// flush is the node's end of the port: an earlier helper that still holds it ends
-// when it reads something that is not of its session.
-func deliver(ctx context.Context, agent *guestagent.Agent, helper string, flush io.Writer) (token string, err error) {
+// deliver has the helper received and started in the guest, over the node's end of
+// the port, and returns the token that it has said hello with. When the context
+// ends, the port's deadlines must, too.
+func deliver(ctx context.Context, agent *guestagent.Agent, helper string, port net.Conn, reader *bufio.Reader) (string, error) {
 	program, err := readHelper(helper)
 	if err != nil {
 		return "", err
 	}
-	if _, err := io.WriteString(flush, strings.Repeat("\n", 64)); err != nil {
+	// An earlier helper that still holds the port ends when it reads something that
+	// is not of its session.
+	if _, err := io.WriteString(port, strings.Repeat("\n", 64)); err != nil {
 		return "", fmt.Errorf("wake an earlier helper up: %w", err)
 	}
-	folder, err := prepareFolder(ctx, agent)
+	token := rand.Text()
+	argv := []string{"/bin/sh", "-c", receive, wire.FolderPrefix, wire.Port, token, strconv.Itoa(len(program))}
+	pid, err := agent.Start(ctx, guestagent.Command{Argv: append(argv, places...)})
+	if errdefs.IsAborted(err) {
+		err = fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("start the helper in the guest: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, tidy(ctx, agent, folder))
-		}
-	}()
-	target := path.Join(folder, helperName)
-	for part := range slices.Chunk(program, chunk) {
-		if _, err := inGuest(ctx, agent, guestagent.Command{Argv: append(slices.Clone(shell), appendTo, target), Stdin: part}); err != nil {
-			return "", fmt.Errorf("send the helper into the guest: %w", err)
-		}
-	}
-	token = rand.Text()
-	if _, err := agent.Start(ctx, guestagent.Command{Argv: []string{target, token}}); err != nil {
-		return "", fmt.Errorf("start the helper in the guest: %w", unsupported(err))
+	verdict := watch(ctx, agent, pid, port)
+	if err := verdict(exchange(port, reader, token, program)); err != nil {
+		return "", fmt.Errorf("start the helper in the guest: %w", err)
 	}
 	return token, nil
+}
+
+// exchange sends the program when the guest is ready and hears whether it runs.
+func exchange(port io.Writer, reader io.ByteReader, token string, program []byte) error {
+	if err := wire.Await(reader, wire.Ready(token)); err != nil {
+		return err
+	}
+	if _, err := port.Write(append([]byte(wire.Program(token)), program...)); err != nil {
+		return fmt.Errorf("send its program: %w", err)
+	}
+	return wire.Await(reader, wire.Hello(token))
 }
 
 func readHelper(path string) ([]byte, error) {
@@ -97,43 +121,36 @@ func readHelper(path string) ([]byte, error) {
 	return program, nil
 }
 
-func prepareFolder(ctx context.Context, agent *guestagent.Agent) (string, error) {
-	argv := append(slices.Clone(shell), prepare, wire.FolderPrefix)
-	result, err := inGuest(ctx, agent, guestagent.Command{Argv: append(argv, places...)})
-	if err != nil {
-		return "", fmt.Errorf("prepare the guest for the helper: %w", err)
+// watch looks whether the script, or what it became, ends, and then ends the waiting
+// for the port. The function that it returns ends the watch and adds what the script
+// said to the error, if there is one.
+func watch(ctx context.Context, agent *guestagent.Agent, pid int, port net.Conn) (verdict func(error) error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var (
+		result guestagent.Result
+		err    error
+		ended  bool
+		done   = make(chan struct{})
+	)
+	go func() {
+		defer close(done)
+		if result, err = agent.Wait(ctx, pid); ctx.Err() == nil {
+			ended = true
+			_ = port.SetDeadline(past)
+		}
+	}()
+	return func(cause error) error {
+		cancel()
+		<-done
+		switch {
+		case cause == nil && !ended:
+			return nil
+		case !ended:
+			return fmt.Errorf("%w: %w", cause, errdefs.ErrUnavailable)
+		case err != nil:
+			return err
+		}
+		return fmt.Errorf("it ended with exit code %d: %q: %w",
+			result.ExitCode, result.Stderr[:min(len(result.Stderr), maxQuote)], ErrUnsupported)
 	}
-	folder := strings.TrimSuffix(string(result.Stdout), "\n")
-	if !path.IsAbs(folder) || len(folder) > maxFolder || path.Clean(folder) != folder || !strings.HasPrefix(path.Base(folder), wire.FolderPrefix) {
-		return "", fmt.Errorf("prepare the guest for the helper: it made the folder %q: %w", folder[:min(len(folder), maxFolder)], errdefs.ErrDataLoss)
-	}
-	return folder, nil
-}
-
-// tidy removes what was sent into the guest in vain.
-func tidy(ctx context.Context, agent *guestagent.Agent, folder string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
-	defer cancel()
-	_, err := inGuest(ctx, agent, guestagent.Command{Argv: append(slices.Clone(shell), remove, folder)})
-	return err
-}
-
-// inGuest runs a program that must succeed.
-func inGuest(ctx context.Context, agent *guestagent.Agent, c guestagent.Command) (guestagent.Result, error) {
-	result, err := agent.Run(ctx, c)
-	if err != nil {
-		return result, unsupported(err)
-	}
-	if result.ExitCode != 0 {
-		return result, fmt.Errorf("exit code %d: %q: %w", result.ExitCode, result.Stderr[:min(len(result.Stderr), 200)], ErrUnsupported)
-	}
-	return result, nil
-}
-
-// unsupported marks what the agent refuses: it would refuse the next attempt, too.
-func unsupported(err error) error {
-	if errdefs.IsAborted(err) {
-		return fmt.Errorf("%w: %w", err, ErrUnsupported)
-	}
-	return err
 }

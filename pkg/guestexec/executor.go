@@ -1,6 +1,7 @@
 package guestexec
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -210,12 +211,18 @@ func (e *Executor) launch(ctx context.Context, vm VM) (_ *session, err error) {
 			err = errors.Join(err, connection.Close())
 		}
 	}()
+	stop := context.AfterFunc(ctx, func() { _ = connection.SetDeadline(past) })
+	defer stop()
 	started := time.Now()
-	token, err := deliver(ctx, vm.Agent, e.options.Helper, connection)
+	buffered := bufio.NewReader(connection)
+	token, err := deliver(ctx, vm.Agent, e.options.Helper, connection, buffered)
 	if err != nil {
 		return nil, err
 	}
-	s, err := greet(ctx, connection, token)
+	if !stop() {
+		return nil, ctx.Err()
+	}
+	s, err := begin(connection, buffered, token)
 	if err != nil {
 		return nil, err
 	}

@@ -22,8 +22,6 @@ import (
 	"github.com/ambipod/ambipod/pkg/guestexec/wire"
 )
 
-var errAborted = errdefs.ErrAborted
-
 func testContext(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -68,10 +66,6 @@ func TestCommandsHaveStreamsAndExitCodes(t *testing.T) {
 	}
 	if n := g.launched(); n != 1 {
 		t.Errorf("the helper was started %d times for one session", n)
-	}
-	left, err := filepath.Glob(filepath.Join(g.dir, wire.FolderPrefix+"*"))
-	if err != nil || len(left) > 0 {
-		t.Errorf("left in the guest: %v %v", left, err)
 	}
 }
 
@@ -328,6 +322,16 @@ func TestGuestThatMayNotRunProgramsIsUnsupported(t *testing.T) {
 	_, err := g.executor().Run(testContext(t), g.vm(), guestexec.Command{Argv: []string{"true"}})
 	if !errors.Is(err, guestexec.ErrUnsupported) || !strings.Contains(err.Error(), "has been disabled") {
 		t.Errorf("%v, want ErrUnsupported with the agent's words", err)
+	}
+}
+
+func TestGuestThatCannotReceiveTheHelperIsUnsupported(t *testing.T) {
+	t.Parallel()
+	g := newFakeGuest(t)
+	g.scriptFails = "no folder of the guest may hold a program"
+	_, err := g.executor().Run(testContext(t), g.vm(), guestexec.Command{Argv: []string{"true"}})
+	if !errors.Is(err, guestexec.ErrUnsupported) || !strings.Contains(err.Error(), g.scriptFails) {
+		t.Errorf("%v, want ErrUnsupported with the script's words", err)
 	}
 }
 

@@ -4,30 +4,31 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
-	"strings"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/ambipod/ambipod/pkg/guestagent"
 	"github.com/ambipod/ambipod/pkg/guestexec"
 	"github.com/ambipod/ambipod/pkg/guestexec/guest"
+	"github.com/ambipod/ambipod/pkg/guestexec/wire"
 )
 
 // patience is how long anything in these tests may take on a busy machine.
 const patience = 30 * time.Second
 
-// fakeGuest is this machine in the part of a guest: its agent really runs what it is
-// told to, in a private folder, and its helper is package guest in this process.
+// fakeGuest is this machine in the part of a guest: its helper is package guest in
+// this process, which runs real programs. The script that receives the helper is
+// tried in a real guest, by the integration tests.
 type fakeGuest struct {
 	t      *testing.T
 	dir    string
@@ -43,9 +44,11 @@ type fakeGuest struct {
 
 	mu       sync.Mutex // guards the rest
 	port     net.Conn
-	results  map[int]map[string]any
 	launches int
-	deny     string // what the agent answers to guest-exec instead of obeying
+
+	// Set before the first command.
+	deny        string // what the agent answers to guest-exec instead of obeying
+	scriptFails string // what the script says instead of receiving the helper
 }
 
 func newFakeGuest(t *testing.T) *fakeGuest {
@@ -56,7 +59,7 @@ func newFakeGuest(t *testing.T) *fakeGuest {
 	}
 	g := &fakeGuest{
 		t: t, dir: dir, socket: filepath.Join(dir, "exec.sock"),
-		ports: make(chan net.Conn, 8), results: map[int]map[string]any{},
+		ports: make(chan net.Conn, 8),
 	}
 	g.serve = func(ctx context.Context, port net.Conn, token string) { _ = guest.Serve(ctx, port, token) }
 	g.ctx, g.cancel = context.WithCancel(context.Background())
@@ -96,7 +99,6 @@ func (g *fakeGuest) unplug() {
 func (g *fakeGuest) executor() *guestexec.Executor {
 	g.t.Helper()
 	helper := filepath.Join(g.dir, "helper")
-	// More than one chunk, and not only zeros.
 	if err := os.WriteFile(helper, bytes.Repeat([]byte("#!helper\n"), 100_000), 0o600); err != nil {
 		g.t.Fatal(err)
 	}
@@ -112,15 +114,14 @@ func (g *fakeGuest) vm() guestexec.VM {
 	return guestexec.VM{ID: "vm", Socket: g.socket, Agent: guestagent.New(g, "uuid", "VM vm")}
 }
 
-// AgentCommand is the guest's agent.
+// AgentCommand is the guest's agent. All that it is asked for is to receive the
+// helper and to start it.
 func (g *fakeGuest) AgentCommand(_ context.Context, _, command string) (string, error) {
 	var request struct {
 		Execute   string
 		Arguments struct {
-			Path  string
-			Arg   []string
-			Input []byte `json:"input-data"`
-			PID   int
+			Arg []string
+			PID int
 		}
 	}
 	if err := json.Unmarshal([]byte(command), &request); err != nil {
@@ -128,24 +129,25 @@ func (g *fakeGuest) AgentCommand(_ context.Context, _, command string) (string, 
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	arguments := request.Arguments
+	if g.deny != "" {
+		return "", fmt.Errorf("%s: %w", g.deny, errdefs.ErrAborted)
+	}
 	switch request.Execute {
 	case "guest-exec":
-		if g.deny != "" {
-			return "", fmt.Errorf("%s: %w", g.deny, errAborted)
+		g.launches++
+		// sh -c SCRIPT PREFIX PORT TOKEN SIZE PLACE...
+		token, size := request.Arguments.Arg[4], request.Arguments.Arg[5]
+		if g.scriptFails == "" {
+			g.startHelperLocked(token, size)
 		}
-		pid := len(g.results) + 1
-		g.results[pid] = map[string]any{"exited": true, "exitcode": 0}
-		if filepath.Base(arguments.Path) == "vmguest" {
-			g.startHelperLocked(arguments.Path, arguments.Arg[0])
-			return answer(map[string]any{"pid": pid})
-		}
-		g.results[pid] = g.runLocked(arguments.Path, arguments.Arg, arguments.Input)
-		return answer(map[string]any{"pid": pid})
+		return answer(map[string]any{"pid": g.launches})
 	case "guest-exec-status":
-		return answer(g.results[arguments.PID])
+		if g.scriptFails != "" {
+			return answer(map[string]any{"exited": true, "exitcode": 1, "err-data": []byte(g.scriptFails)})
+		}
+		return answer(map[string]any{"exited": false})
 	}
-	return "", fmt.Errorf("command %s: %w", request.Execute, errAborted)
+	return "", fmt.Errorf("command %s: %w", request.Execute, errdefs.ErrAborted)
 }
 
 func answer(value any) (string, error) {
@@ -153,52 +155,8 @@ func answer(value any) (string, error) {
 	return string(text), err
 }
 
-func (g *fakeGuest) runLocked(path string, args []string, input []byte) map[string]any {
-	args = slices.Clone(args)
-	for i, arg := range args {
-		if arg == "/run" { // the guest's folders are all in ours
-			args = append(args[:i], g.dir)
-			break
-		}
-	}
-	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(g.ctx, path, args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		g.t.Errorf("agent: %v", err)
-	}
-	return map[string]any{
-		"exited": true, "exitcode": cmd.ProcessState.ExitCode(),
-		"out-data": stdout.Bytes(), "err-data": stderr.Bytes(),
-	}
-}
-
-// startHelperLocked checks what was sent and runs the helper on the newest
-// connection.
-func (g *fakeGuest) startHelperLocked(path, token string) {
-	g.launches++
-	sent, err := os.ReadFile(path)
-	if err != nil {
-		g.t.Errorf("helper: %v", err)
-	}
-	original, err := os.ReadFile(filepath.Join(g.dir, "helper"))
-	if err != nil {
-		g.t.Errorf("helper: %v", err)
-	}
-	if !bytes.Equal(sent, original) {
-		g.t.Errorf("helper arrived with %d bytes, sent %d", len(sent), len(original))
-	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o700 {
-		g.t.Errorf("helper's file: %v %v, want mode 0700", info, err)
-	}
-	if !strings.HasPrefix(path, g.dir) {
-		g.t.Fatalf("helper is in %s", path)
-	}
-	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
-		g.t.Errorf("helper: %v", err)
-	}
+// startHelperLocked does what the script does on the newest connection.
+func (g *fakeGuest) startHelperLocked(token, size string) {
 	if g.port != nil {
 		_ = g.port.Close()
 	}
@@ -209,7 +167,30 @@ func (g *fakeGuest) startHelperLocked(path, token string) {
 		return
 	}
 	port := g.port
-	g.running.Go(func() { g.serve(g.ctx, port, token) })
+	g.running.Go(func() {
+		fmt.Fprint(port, wire.Ready(token))
+		if err := wire.Await(oneByOne{port}, wire.Program(token)); err != nil {
+			g.t.Error(err)
+		}
+		want, err := os.ReadFile(filepath.Join(g.dir, "helper"))
+		if err != nil || strconv.Itoa(len(want)) != size {
+			g.t.Errorf("helper of %d bytes is announced with %s: %v", len(want), size, err)
+		}
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(port, got); err != nil || !bytes.Equal(got, want) {
+			g.t.Errorf("the helper does not arrive as it was sent: %v", err)
+		}
+		g.serve(g.ctx, port, token)
+	})
+}
+
+// oneByOne reads like a shell: nothing beyond the byte that was asked for.
+type oneByOne struct{ io.Reader }
+
+func (r oneByOne) ReadByte() (byte, error) {
+	var b [1]byte
+	_, err := io.ReadFull(r, b[:])
+	return b[0], err
 }
 
 func (g *fakeGuest) launched() int {

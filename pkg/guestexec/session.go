@@ -20,10 +20,6 @@ import (
 // included.
 const maxStreams = 3 * 100
 
-// helloTimeout bounds the wait for a helper that was started; it waits itself for an
-// earlier one to leave.
-const helloTimeout = 45 * time.Second
-
 // checkTimeout bounds the wait for a helper's sign of life.
 const checkTimeout = 10 * time.Second
 
@@ -39,30 +35,11 @@ type session struct {
 	mu sync.Mutex // makes the opening of a command's streams one step
 }
 
-// greet waits for the helper's hello and begins the session. The connection is the
+// begin answers the helper's hello and begins the session. The connection is the
 // session's from then on.
-func greet(ctx context.Context, connection net.Conn, token string) (*session, error) {
-	deadline := time.Now().Add(helloTimeout)
-	if end, ok := ctx.Deadline(); ok && end.Before(deadline) {
-		deadline = end
-	}
-	stop := context.AfterFunc(ctx, func() { _ = connection.SetReadDeadline(past) })
-	defer stop()
-	if err := connection.SetReadDeadline(deadline); err != nil {
-		return nil, err
-	}
-	buffered := bufio.NewReader(connection)
-	if err := wire.AwaitHello(buffered, token); err != nil {
-		return nil, fmt.Errorf("the helper was started in the guest but does not answer (%w): %w", err, errdefs.ErrUnavailable)
-	}
+func begin(connection net.Conn, buffered *bufio.Reader, token string) (*session, error) {
 	if _, err := io.WriteString(connection, wire.Hello(token)); err != nil {
 		return nil, fmt.Errorf("greet the helper: %w", err)
-	}
-	if !stop() {
-		return nil, ctx.Err()
-	}
-	if err := connection.SetReadDeadline(time.Time{}); err != nil {
-		return nil, err
 	}
 	mux, err := yamux.Client(wire.Conn{Reader: buffered, Writer: connection, Closer: connection}, wire.SessionConfig())
 	if err != nil {

@@ -32,7 +32,7 @@ func Serve(ctx context.Context, port io.ReadWriteCloser, token string) error {
 		return fmt.Errorf("greet the node: %w", err)
 	}
 	buffered := bufio.NewReader(port)
-	if err := wire.AwaitHello(buffered, token); err != nil {
+	if err := wire.Await(buffered, wire.Hello(token)); err != nil {
 		return err
 	}
 	session, err := yamux.Server(wire.Conn{Reader: buffered, Writer: port, Closer: port}, wire.SessionConfig())

@@ -1,10 +1,12 @@
 // Package wire is what the node (pkg/guestexec) and its helper in a guest
 // (pkg/guestexec/guest) say to each other over the virtio-serial port Port.
 //
-// First both say hello: the helper sends the line "AMBIPOD-EXEC 1 TOKEN", where TOKEN
-// came with its command line, and the node answers with the same line. Each skips
-// what it finds before that line, up to maxStale bytes: leftovers of an earlier
-// conversation. Then the connection is a yamux session in which the node opens all
+// First the helper has to get there. The guest agent starts a shell script that opens
+// the port and sends the line Ready(TOKEN); the node answers with the line Program(TOKEN)
+// and the helper's program, which the script stores and becomes. Then both say hello:
+// the helper sends Hello(TOKEN) and the node answers with the same line. TOKEN came
+// with the script's command line. Whoever waits for a line skips what comes before it,
+// up to maxStale bytes: leftovers of an earlier conversation. Then the connection is a yamux session in which the node opens all
 // streams, three for each command and in this order:
 //
 //	control  node → helper: a Request, then Controls; helper → node: one Event.
@@ -20,7 +22,6 @@ package wire
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +34,9 @@ import (
 // Port is the name of the virtio-serial port.
 const Port = "org.ambipod.exec.0"
 
+// PortDescriptor is the number under which the helper inherits the open port.
+const PortDescriptor = 3
+
 // FolderPrefix begins the name of the folder that holds the helper's program in the
 // guest until it runs.
 const FolderPrefix = ".ambipod."
@@ -40,11 +44,9 @@ const FolderPrefix = ".ambipod."
 const (
 	// MaxLine bounds a JSON line; Linux allows command lines of about 2 MiB.
 	MaxLine = 4 << 20
-	// maxStale is what may come before a hello: all that the buffers on the way
+	// maxStale is what may come before a wanted line: all that the buffers on the way
 	// can hold.
 	maxStale = 4 << 20
-	// maxHello bounds a line that may be a hello.
-	maxHello = 256
 )
 
 // How long one side may be mute before the other gives the session up. A guest that
@@ -79,32 +81,33 @@ type Event struct {
 	ExitCode int `json:"exitCode"`
 }
 
-// Hello returns the line that opens a conversation.
-func Hello(token string) string { return "AMBIPOD-EXEC 1 " + token + "\n" }
+// Ready is the line of a guest that can receive the helper.
+func Ready(token string) string { return "AMBIPOD-READY 1 " + token + "\n" }
 
-// AwaitHello reads up to the end of the expected line. It reads byte by byte, so
-// that nothing of what follows is taken away; r should be buffered.
-func AwaitHello(r io.ByteReader, token string) error {
-	want := []byte(Hello(token))
+// Program is the line of the node after which the helper's program comes.
+func Program(token string) string { return "AMBIPOD-PROGRAM 1 " + token + "\n" }
+
+// Hello is the line of both sides before the session.
+func Hello(token string) string { return "AMBIPOD-HELLO 1 " + token + "\n" }
+
+// Await reads up to the end of the wanted line. It reads byte by byte, so that
+// nothing of what follows is taken away; r should be buffered.
+func Await(r io.ByteReader, wanted string) error {
 	var line []byte
 	for range maxStale {
 		b, err := r.ReadByte()
 		if err != nil {
-			return fmt.Errorf("wait for hello: %w", err)
+			return fmt.Errorf("wait for %q: %w", wanted, err)
 		}
-		if len(line) < maxHello {
-			line = append(line, b)
+		if line = append(line, b); len(line) > len(wanted) {
+			line = line[1:]
 		}
-		if b != '\n' {
-			continue
-		}
-		// A hello may come right after leftovers that do not end a line.
-		if bytes.HasSuffix(line, want) {
+		// It may come right after leftovers that do not end a line.
+		if string(line) == wanted {
 			return nil
 		}
-		line = line[:0]
 	}
-	return fmt.Errorf("%d bytes without a hello", maxStale)
+	return fmt.Errorf("%d bytes without %q", maxStale, wanted)
 }
 
 // Conn is a connection whose reading side may already be buffered.
