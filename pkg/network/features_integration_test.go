@@ -3,9 +3,12 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -203,4 +206,47 @@ func TestRestartOfGuest(t *testing.T) {
 		mustDial(t, n.netns, web(r.IPs()[0]))
 		must(t, g.unplug())
 	}
+}
+
+// TestMacvlan: the interface need not be a veth.
+func TestMacvlan(t *testing.T) {
+	if _, err := os.Stat(filepath.Join(pluginDir(), "macvlan")); err != nil {
+		t.Fatalf("install the Debian package containernetworking-plugins: %v", err)
+	}
+	n := newNode(t)
+	lan := filepath.Join(n.dir, "lan")
+	must(t, netns.Create(lan))
+	t.Cleanup(func() { must(t, netns.Remove(lan)) })
+	f, err := os.Open(lan)
+	must(t, err)
+	must(t, n.onHost(func() error {
+		uplink := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "uplink"}, PeerName: "lan0", PeerNamespace: netlink.NsFd(f.Fd())}
+		return errors.Join(netlink.LinkAdd(uplink), netlink.LinkSetUp(uplink))
+	}))
+	must(t, f.Close())
+	must(t, netns.Do(lan, func() error {
+		link, err := netlink.LinkByName("lan0")
+		if err != nil {
+			return err
+		}
+		address := &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("10.80.0.1/24"))}
+		return errors.Join(netlink.AddrAdd(link, address), netlink.LinkSetUp(link))
+	}))
+	n.writeConf(map[string]any{"type": "macvlan", "master": "uplink", "mode": "bridge", "ipam": map[string]any{
+		"type": "host-local", "dataDir": n.leases, "ranges": []any{[]any{map[string]any{"subnet": "10.80.0.0/24", "rangeStart": "10.80.0.10"}}},
+	}})
+	pod := testPod(t)
+	r := n.connected(pod)
+	if len(r.Routes) != 0 {
+		t.Errorf("routes of an isolated network: %v", r.Routes)
+	}
+	g := n.newGuest(pod, r, 0)
+	lease, err := g.dhcp(t.Context(), everything)
+	must(t, err)
+	if lease.ACK.Router() != nil || lease.ACK.YourIPAddr.String() != r.IPs()[0].String() {
+		t.Errorf("lease:\n%s", lease.ACK.Summary())
+	}
+	g.configure(r)
+	echo(t, g.netns, web(r.IPs()[0]))
+	mustDial(t, lan, web(r.IPs()[0]))
 }

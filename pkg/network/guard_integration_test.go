@@ -266,11 +266,20 @@ func TestNamespaceIsMute(t *testing.T) {
 		t.Errorf("dial: got %v, want a refusal by the guest", err)
 	}
 	inGuest := listenOn(t, g.netns, g.link)
-	mark := []byte("mute-ends")
 	host := listenOn(t, n.netns, "cni0")
-	host.send(t, broadcastFrame(linkMAC(t, n.netns, "cni0"), unix.ETH_P_IP, udp4(r.Interfaces[0].Gateways[0], everyone, 9, 9, mark)))
+	send := func(what []byte) {
+		host.send(t, broadcastFrame(linkMAC(t, n.netns, "cni0"), unix.ETH_P_IP, udp4(r.Interfaces[0].Gateways[0], everyone, 9, 9, what)))
+	}
+	once, mark := []byte("delivered-once"), []byte("mute-ends")
+	send(once)
+	heard := inGuest.until(t, once)
+	send(mark)
+	heard = append(heard, inGuest.until(t, mark)...)
 	devices := []net.HardwareAddr{linkMAC(t, r.NetNS, tapName(0)), linkMAC(t, r.NetNS, sinkName)}
-	for _, f := range inGuest.until(t, mark) {
+	for _, f := range heard {
+		if bytes.Contains(f, once) {
+			t.Error("a frame was delivered twice")
+		}
 		for _, d := range devices {
 			if bytes.Equal(f[6:12], d) {
 				t.Errorf("the guest hears one of the namespace's own devices: % x", f)
