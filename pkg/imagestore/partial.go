@@ -2,7 +2,9 @@ package imagestore
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,7 +44,7 @@ type partial struct {
 // openPartial opens what an earlier pull from the same place left, or starts anew.
 func openPartial(p paths, key string) (*partial, error) {
 	part := &partial{base: filepath.Join(p.partialDir(), key)}
-	file, err := os.OpenFile(part.base+endingBytes, os.O_RDWR|os.O_CREATE, fileModePrivate)
+	file, err := openPartialFile(part.base + endingBytes)
 	if err != nil {
 		return nil, fmt.Errorf("open partial download: %w", err)
 	}
@@ -59,6 +61,19 @@ func openPartial(p paths, key string) (*partial, error) {
 		}
 	}
 	return part, nil
+}
+
+// openPartialFile gives up a file that was already protected when a crash came:
+// without root's rights it cannot be written any more.
+func openPartialFile(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileModePrivate)
+	if !errors.Is(err, fs.ErrPermission) {
+		return file, err
+	}
+	if err := removeFile(path); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileModePrivate)
 }
 
 // reset forgets the bytes.
@@ -116,8 +131,8 @@ func (s *Store) dropPartials(unusedFor time.Duration) error {
 		return fmt.Errorf("sweep partial downloads: %w", err)
 	}
 	for _, entry := range entries {
-		key, ending, _ := strings.Cut(entry.Name(), ".")
-		err := s.flights.whenIdle(key, func() error { return s.dropPartial(key, "."+ending, unusedFor) })
+		key, _, _ := strings.Cut(entry.Name(), ".")
+		err := s.flights.whenIdle(key, func() error { return s.dropPartial(key, entry.Name(), unusedFor) })
 		if err != nil {
 			return fmt.Errorf("sweep partial downloads: %w", err)
 		}
@@ -125,13 +140,12 @@ func (s *Store) dropPartials(unusedFor time.Duration) error {
 	return nil
 }
 
-func (s *Store) dropPartial(key, ending string, unusedFor time.Duration) error {
-	base := filepath.Join(s.paths.partialDir(), key)
-	if ending == endingBytes || ending == endingValidator {
-		info, err := os.Stat(base + endingBytes)
+func (s *Store) dropPartial(key, name string, unusedFor time.Duration) error {
+	if name == key+endingBytes || name == key+endingValidator {
+		info, err := os.Stat(filepath.Join(s.paths.partialDir(), key+endingBytes))
 		if err == nil && s.now().Sub(info.ModTime()) < unusedFor {
 			return nil
 		}
 	}
-	return removeFile(base + ending)
+	return removeFile(filepath.Join(s.paths.partialDir(), name))
 }

@@ -1,0 +1,167 @@
+package imagestore
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/ambipod/ambipod/pkg/imagestore/imagetest"
+)
+
+const secret = "geheim-3141592653589793"
+
+func TestCredentials(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		given Credentials
+		want  string // Authorization header
+	}{
+		{"none", Credentials{}, ""},
+		{"user and password", Credentials{Username: "u", Password: secret}, basicAuth("u")},
+		{"auth field", Credentials{Auth: base64.StdEncoding.EncodeToString([]byte("u:" + secret))}, basicAuth("u")},
+		{"bearer token", Credentials{RegistryToken: secret}, "Bearer " + secret},
+		{"for this host", Credentials{Username: "u", Password: secret, ServerAddress: "HOST"}, basicAuth("u")},
+		{"for this host by URL", Credentials{Username: "u", Password: secret, ServerAddress: "http://HOST/v1/"}, basicAuth("u")},
+		{"for the image prefix", Credentials{Username: "u", Password: secret, ServerAddress: "vm.ambipod.io"}, basicAuth("u")},
+		{"for another host", Credentials{Username: "u", Password: secret, ServerAddress: "example.org"}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			srv := serve(t, map[string][]byte{"/d": imagetest.QCOW2("a")})
+			s := openStore(t)
+			tc.given.ServerAddress = strings.ReplaceAll(tc.given.ServerAddress, "HOST", strings.TrimPrefix(srv.URL, "http://"))
+			if _, err := s.Pull(t.Context(), srv.name("/d"), tc.given); err != nil {
+				t.Fatal(err)
+			}
+			if got := srv.requests[0].Header.Get("Authorization"); got != tc.want {
+				t.Errorf("Authorization %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func basicAuth(user string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+secret))
+}
+
+func TestUselessCredentials(t *testing.T) {
+	srv := serve(t, map[string][]byte{"/d": imagetest.QCOW2("a")})
+	s := openStore(t)
+	for _, tc := range []struct {
+		given Credentials
+		why   string
+	}{
+		{Credentials{Auth: "%%%" + secret}, "not base64"},
+		{Credentials{Auth: base64.StdEncoding.EncodeToString([]byte(secret))}, "no colon"},
+		{Credentials{IdentityToken: secret}, "OCI registries only"},
+	} {
+		_, err := s.Pull(t.Context(), srv.name("/d"), tc.given)
+		checkRefusal(t, err, errdefs.IsInvalidArgument, tc.why)
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("the error tells a secret: %v", err)
+		}
+	}
+}
+
+// TestSecretsStayHidden pulls with every kind of secret from servers that fail in
+// several ways, and searches log, errors and all files of the store.
+func TestSecretsStayHidden(t *testing.T) {
+	var log bytes.Buffer
+	dir := t.TempDir()
+	good := serve(t, map[string][]byte{"/d": imagetest.QCOW2("a")})
+	host := strings.TrimPrefix(good.URL, "http://")
+	writeTranslation(t, dir, fmt.Sprintf(`
+translations:
+- {name: good, url: 'http://user:%[1]s@%[2]s/d?sig=%[1]s'}
+- {name: none, url: 'http://user:%[1]s@%[2]s/none?sig=%[1]s'}
+- {name: dead, url: 'http://user:%[1]s@127.0.0.1:1/d?sig=%[1]s'}
+- {name: bad, url: 'http://user:%[1]s@[::/d'}
+- {name: oci, url: 'oci://user:%[1]s@%[2]s/repo:v1'}
+`, secret, host))
+	s := openStore(t, func(o *Options) {
+		o.TranslationDirs = []string{dir}
+		o.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	c := Credentials{Username: "u", Password: secret, Auth: secret, RegistryToken: secret}
+	for _, name := range []string{"good", "none", "dead", "bad", "oci"} {
+		_, err := s.Pull(t.Context(), Prefix+name, c)
+		if err != nil && strings.Contains(err.Error(), secret) {
+			t.Errorf("the error tells a secret: %v", err)
+		}
+		if (err == nil) != (name == "good") {
+			t.Errorf("pull of %s: %v", name, err)
+		}
+	}
+	if got := good.requests[0].Header.Get("Authorization"); got != basicAuth("user") {
+		t.Errorf("Authorization %q; want user and password of the URL", got)
+	}
+	if got := good.requests[0].URL.Query().Get("sig"); got != secret {
+		t.Errorf("query %q", got)
+	}
+	if text := fmt.Sprintf("%s%v%+v%#v", log.String(), c, c, c); strings.Contains(text, secret) {
+		t.Errorf("the log tells a secret:\n%s", text)
+	}
+	for _, file := range append(files(t, s), "index.db") {
+		content, err := os.ReadFile(s.opts.Dir + "/" + file)
+		if err != nil || bytes.Contains(content, []byte(secret)) {
+			t.Errorf("%s contains a secret (%v)", file, err)
+		}
+	}
+}
+
+func TestCredentialsDoNotFollowRedirects(t *testing.T) {
+	target := serve(t, map[string][]byte{"/d": imagetest.QCOW2("a")})
+	other := strings.Replace(target.URL, "127.0.0.1", "localhost", 1)
+	redirector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, other+r.URL.Path, http.StatusFound)
+	}))
+	t.Cleanup(redirector.Close)
+	s := openStore(t)
+	if _, err := s.Pull(t.Context(), imageName(redirector, "/d"), Credentials{Username: "u", Password: secret}); err != nil {
+		t.Fatal(err)
+	}
+	if got := target.requests[0].Header.Get("Authorization"); got != "" {
+		t.Errorf("another host was shown %q", got)
+	}
+}
+
+func TestDifferentCredentialsDoNotShareADownload(t *testing.T) {
+	disk := imagetest.QCOW2("a")
+	entered, release := make(chan struct{}), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, _, _ := r.BasicAuth(); user != "good" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		close(entered)
+		<-release
+		_, _ = w.Write(disk)
+	}))
+	t.Cleanup(server.Close)
+	s := openStore(t)
+	good := make(chan error, 1)
+	go func() {
+		_, err := s.Pull(t.Context(), imageName(server, "/d"), Credentials{Username: "good"})
+		good <- err
+	}()
+	<-entered
+	bad := make(chan error, 1)
+	go func() {
+		_, err := s.Pull(t.Context(), imageName(server, "/d"), Credentials{Username: "bad"})
+		bad <- err
+	}()
+	close(release)
+	if err := <-good; err != nil {
+		t.Error(err)
+	}
+	if err := <-bad; !errdefs.IsUnauthorized(err) {
+		t.Errorf("pull with wrong credentials: %v", err)
+	}
+}

@@ -1,0 +1,185 @@
+package imagestore
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/ambipod/ambipod/pkg/imagestore/imagetest"
+)
+
+func writeTranslation(t testing.TB, dir, content string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, "images.yaml"), []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLocate(t *testing.T) {
+	dir := t.TempDir()
+	writeTranslation(t, dir, `
+translations:
+- {name: short, url: 'https://user:pw@example.org/Disk.qcow2?a=b'}
+- {name: schemeless, url: 'example.org/x'}
+- {name: http/example.org/mapped, url: 'https://elsewhere/x'}
+- {name: registry, url: 'oci://registry.example/r:v1'}
+`)
+	s := openStore(t, func(o *Options) { o.DefaultProtocol, o.TranslationDirs = "https", []string{dir} })
+	digest := "@sha256:" + sum(nil)
+	for name, want := range map[string]string{
+		"example.org/a/b.qcow2:latest":    "https://example.org/a/b.qcow2",
+		"http/127.0.0.1/tiny.qcow2":       "http://127.0.0.1/tiny.qcow2",
+		"http/127.0.0.1:8080/tiny.qcow2":  "http://127.0.0.1:8080/tiny.qcow2",
+		"http/127.0.0.1__8080/tiny.qcow2": "http://127.0.0.1:8080/tiny.qcow2",
+		"https/example.org/x" + digest:    "https://example.org/x",
+		"short":                           "https://example.org/Disk.qcow2?…",
+		"schemeless:v1":                   "https://example.org/x",
+		"http/example.org/mapped":         "https://elsewhere/x",
+		"oci/registry.example/a/b":        "oci://registry.example/a/b:latest",
+		"oci/registry.example__5000/a:v1": "oci://registry.example:5000/a:v1",
+		"oci/registry.example/a" + digest: "oci://registry.example/a" + digest,
+		"registry":                        "oci://registry.example/r:v1",
+	} {
+		got, err := s.locate(mustParse(t, Prefix+name))
+		if err != nil || got.String() != want {
+			t.Errorf("locate(%q) = %q, %v; want %q", name, got, err, want)
+		}
+	}
+	for _, name := range []string{"nopath", "http/nopath", "http", "oci"} {
+		if got, err := s.locate(mustParse(t, Prefix+name)); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("locate(%q) = %v, %v; want an invalid argument", name, got, err)
+		}
+	}
+}
+
+func TestTransportProfiles(t *testing.T) {
+	plain := serve(t, map[string][]byte{"/d": imagetest.QCOW2("a")})
+	secure := httptest.NewTLSServer(plain.Config.Handler)
+	t.Cleanup(secure.Close)
+	hops := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/2" {
+			http.Redirect(w, r, "/1", http.StatusFound)
+		} else {
+			http.Redirect(w, r, plain.URL+"/d", http.StatusFound)
+		}
+	}))
+	t.Cleanup(hops.Close)
+	down := httptest.NewTLSServer(http.RedirectHandler(plain.URL+"/d", http.StatusFound))
+	t.Cleanup(down.Close)
+	stuck := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	t.Cleanup(stuck.Close)
+	var proxied int
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		proxied++
+		r.URL.Path = "/d"
+		plain.Config.Handler.ServeHTTP(w, r)
+	}))
+	t.Cleanup(proxy.Close)
+
+	dir := t.TempDir()
+	writeTranslation(t, dir, fmt.Sprintf(`
+translations:
+- {name: insecure, url: '%[1]s/d', transport: insecure}
+- {name: one, url: '%[2]s/1', transport: one}
+- {name: two, url: '%[2]s/2', transport: one}
+- {name: down, url: '%[3]s/d', transport: insecure}
+- {name: slow, url: '%[4]s/d', transport: brief}
+- {name: proxied, url: 'http://unreachable.invalid/d', transport: proxy}
+transports:
+  insecure: {tls: {insecure: true}}
+  one: {maxRedirects: 1}
+  brief: {timeout: 100}
+  proxy: {proxy: '%[5]s'}
+`, secure.URL, hops.URL, down.URL, stuck.URL, proxy.URL))
+	s := openStore(t, func(o *Options) { o.TranslationDirs = []string{dir} })
+	if problems := s.TranslationProblems(); len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for name, want := range map[string]struct {
+		class func(error) bool
+		why   string
+	}{
+		"insecure": {}, "one": {}, "proxied": {},
+		"two":  {errdefs.IsFailedPrecondition, "redirects more than 1 times"},
+		"down": {errdefs.IsFailedPrecondition, "from https to http"},
+		"slow": {errdefs.IsUnavailable, "timeout of its transport profile"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := s.Pull(t.Context(), Prefix+name, Credentials{})
+			if want.class == nil {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			checkRefusal(t, err, want.class, want.why)
+		})
+	}
+	if proxied != 1 {
+		t.Errorf("the proxy was asked %d times, want once", proxied)
+	}
+}
+
+func TestFileURLs(t *testing.T) {
+	root, outside, dir := t.TempDir(), t.TempDir(), t.TempDir()
+	disk := imagetest.QCOW2("file")
+	for _, path := range []string{root + "/sub/disk.qcow2", outside + "/disk.qcow2"} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, disk, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(outside+"/disk.qcow2", root+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../../../../../../../../../.."+outside+"/disk.qcow2", root+"/relative"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("sub/disk.qcow2", root+"/inner"); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(root+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writeTranslation(t, dir, fmt.Sprintf("translations: [{regexp: '^in/(.*)', url: 'file://%s/$1'}, {name: out, url: 'file://%s/disk.qcow2'}, {name: up, url: 'file://%s/../x'}]", root, outside, root))
+	s := openStore(t, func(o *Options) { o.TranslationDirs, o.FileRoots = []string{dir}, []string{root} })
+
+	for range 2 {
+		if image := pull(t, s, Prefix+"in/sub/disk.qcow2"); image.ID != sum(disk) {
+			t.Errorf("image %s", image.ID)
+		}
+	}
+	pull(t, s, Prefix+"in/inner")
+	for name, want := range map[string]struct {
+		class func(error) bool
+		why   string
+	}{
+		"in/none":     {errdefs.IsNotFound, "there is no file"},
+		"in/sub":      {errdefs.IsInvalidArgument, "no regular file"},
+		"in/fifo":     {errdefs.IsInvalidArgument, "no regular file"},
+		"in/link":     {errdefs.IsPermissionDenied, "escapes"},
+		"in/relative": {errdefs.IsPermissionDenied, "escapes"},
+		"out":         {errdefs.IsPermissionDenied, "in none of the folders"},
+		"up":          {errdefs.IsPermissionDenied, "in none of the folders"},
+	} {
+		_, err := s.Pull(t.Context(), Prefix+name, Credentials{})
+		checkRefusal(t, err, want.class, want.why)
+	}
+	for _, name := range []string{"file/etc/passwd", "file:///etc/passwd"} {
+		if _, err := s.Pull(t.Context(), Prefix+name, Credentials{}); err == nil || !strings.Contains(err.Error(), "file") {
+			t.Errorf("pull of %s: %v", name, err)
+		}
+	}
+	if left := files(t, s); len(left) != 2 {
+		t.Errorf("files %q; want one image", left)
+	}
+}

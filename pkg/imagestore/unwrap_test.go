@@ -1,0 +1,65 @@
+package imagestore
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/ambipod/ambipod/pkg/imagestore/imagetest"
+)
+
+func TestWrappedImages(t *testing.T) {
+	qcow, raw := imagetest.QCOW2("wrapped"), imagetest.Raw("wrapped", 3<<20)
+	frames := append(zstded(t, raw[:1<<20]), zstded(t, raw[1<<20:])...)
+	members := append(gzipped(t, raw[:1<<20]), gzipped(t, raw[1<<20:])...)
+	for _, tc := range []struct {
+		name       string
+		sent, disk []byte
+		format     Format
+	}{
+		{"qcow2 in gzip", gzipped(t, qcow), qcow, FormatQCOW2},
+		{"qcow2 in xz", xzed(t, qcow), qcow, FormatQCOW2},
+		{"qcow2 in zstd", zstded(t, qcow), qcow, FormatQCOW2},
+		{"raw in gzip", gzipped(t, raw), raw, FormatRaw},
+		{"raw in several gzip members", members, raw, FormatRaw},
+		{"raw in xz", xzed(t, raw), raw, FormatRaw},
+		{"raw in zstd", zstded(t, raw), raw, FormatRaw},
+		{"raw in several zstd frames", frames, raw, FormatRaw},
+		{"raw in zstd with a long window", zstded(t, raw, zstd.WithWindowSize(64<<20)), raw, FormatRaw},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			srv := serve(t, map[string][]byte{"/d": tc.sent})
+			s := openStore(t)
+			image := pull(t, s, srv.name("/d")+"@sha256:"+sum(tc.sent))
+			stored, err := os.ReadFile(image.Path)
+			if err != nil || !bytes.Equal(stored, tc.disk) {
+				t.Errorf("stored %d bytes, %v; want the unwrapped %d", len(stored), err, len(tc.disk))
+			}
+			if image.ID != sum(tc.disk) || image.Format != tc.format || image.Size != int64(len(tc.disk)) {
+				t.Errorf("image %+v", image)
+			}
+			if !strings.HasSuffix(image.Digests[0], sum(tc.sent)) {
+				t.Errorf("digests %q; want that of the bytes sent", image.Digests)
+			}
+			if left := files(t, s); len(left) != 2 {
+				t.Errorf("files %q", left)
+			}
+		})
+	}
+}
+
+func TestMissingProgramsAreNamed(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	srv := serve(t, map[string][]byte{"/qcow2": imagetest.QCOW2("a"), "/xz": []byte("\xfd7zXZ\x00 and so on")})
+	s := openStore(t)
+	for path, packages := range map[string]string{"/qcow2": "qemu-utils", "/xz": "xz-utils"} {
+		_, err := s.Pull(t.Context(), srv.name(path), Credentials{})
+		if err == nil || !strings.Contains(err.Error(), "install the packages "+packages) {
+			t.Errorf("%s: %v; want the packages to install", path, err)
+		}
+		wantEmpty(t, s)
+	}
+}
