@@ -53,6 +53,8 @@ type backend struct {
 	dialErr atomic.Pointer[string] // why the last attempt to connect failed
 	cgroups atomic.Pointer[string] // cgroup driver that it reports
 
+	views int // guarded by Proxy.mu; how many views have it
+
 	ctx    context.Context //nolint:containedctx // the lifetime of the backend's own goroutines
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // own goroutines

@@ -3,7 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
-	"sort"
+	"slices"
 	"testing"
 	"time"
 
@@ -130,7 +130,7 @@ func sideBySide(b *testing.B, s *setup, call func(context.Context, runtimeapi.Ru
 	direct, proxied := allocations(b, clients[0], call), allocations(b, clients[1], call)
 	b.ReportMetric(proxied-direct, "proxy-allocs/op")
 	for i := range times {
-		sort.Slice(times[i], func(a, c int) bool { return times[i][a] < times[i][c] })
+		slices.Sort(times[i])
 	}
 	for name, q := range map[string]float64{"p50": 0.5, "p99": 0.99} {
 		direct, proxied := quantile(times[0], q), quantile(times[1], q)

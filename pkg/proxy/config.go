@@ -101,6 +101,14 @@ func (c *Config) validate() *problem {
 		return p
 	}
 	defaults := 0
+	for _, b := range c.Backends {
+		if b.Default {
+			defaults++
+		}
+	}
+	if defaults != 1 {
+		return &problem{"backends", fmt.Sprintf("%d backends have default: true, exactly one must", defaults)}
+	}
 	taken := claims{}
 	for i, b := range c.Backends {
 		field := fmt.Sprintf("backends[%d]", i)
@@ -110,12 +118,6 @@ func (c *Config) validate() *problem {
 		if p := taken.add(field, b); p != nil {
 			return p
 		}
-		if b.Default {
-			defaults++
-		}
-	}
-	if defaults != 1 {
-		return &problem{"backends", fmt.Sprintf("%d backends have default: true, exactly one must", defaults)}
 	}
 	return nil
 }
@@ -127,14 +129,35 @@ func (b *BackendConfig) validate(field string) *problem {
 	if p := requirePath(field+".socket", b.Socket); p != nil {
 		return p
 	}
+	for i, handler := range b.RuntimeHandlers {
+		if handler == "" {
+			return &problem{fmt.Sprintf("%s.runtimeHandlers[%d]", field, i), "must not be empty"}
+		}
+	}
+	for i, a := range b.Annotations {
+		at := fmt.Sprintf("%s.annotations[%d]", field, i)
+		switch {
+		case a.Key == "":
+			return &problem{at + ".key", "must not be empty"}
+		case len(a.Values) == 0:
+			return &problem{at + ".values", "must not be empty"}
+		}
+	}
 	if b.Default {
-		for name, set := range map[string]bool{"idPrefix": b.IDPrefix != "", "imagePrefixes": len(b.ImagePrefixes) > 0} {
-			if set {
-				return &problem{field + "." + name, "the default backend's IDs and images have no prefix: remove it"}
-			}
+		const noPrefix = "the default backend's IDs and images have no prefix: remove it"
+		switch {
+		case b.IDPrefix != "":
+			return &problem{field + ".idPrefix", noPrefix}
+		case len(b.ImagePrefixes) > 0:
+			return &problem{field + ".imagePrefixes", noPrefix}
 		}
 		return nil
 	}
+	return b.validatePrefixes(field)
+}
+
+// validatePrefixes checks what makes a non-default backend's objects its own.
+func (b *BackendConfig) validatePrefixes(field string) *problem {
 	// kubelet splits the names of log links at dashes, and paths at slashes.
 	if !regexp.MustCompile(`^[a-z][a-z0-9]*\.$`).MatchString(b.IDPrefix) {
 		return &problem{field + ".idPrefix", fmt.Sprintf(`%q is no prefix for IDs: use lower-case letters and digits and a dot at the end, such as "vm."`, b.IDPrefix)}

@@ -44,13 +44,14 @@ func ParseConfig(path string, text []byte) (*Config, error) {
 	return c, nil
 }
 
-// syntaxError brings the parser's "yaml: line 3: ..." into our form.
+// syntaxError brings the parser's "yaml: line 3: ..." into our form. The parser
+// says nothing about the line when it is the first.
 func syntaxError(path string, err error) error {
-	parts := regexp.MustCompile(`^yaml: line (\d+): (.*)$`).FindStringSubmatch(err.Error())
-	if parts == nil {
-		return fmt.Errorf("%s: %w", path, err)
+	line, text := "1", strings.TrimPrefix(err.Error(), "yaml: ")
+	if parts := regexp.MustCompile(`^line (\d+): (.*)$`).FindStringSubmatch(text); parts != nil {
+		line, text = parts[1], parts[2]
 	}
-	return fmt.Errorf("%s, line %s: the file is no YAML: %s", path, parts[1], parts[2])
+	return fmt.Errorf("%s, line %s: the file is no YAML: %s", path, line, text)
 }
 
 // reader turns YAML nodes into a Config. It keeps the first error and remembers

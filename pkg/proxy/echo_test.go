@@ -3,7 +3,6 @@ package proxy
 import (
 	"errors"
 	"io"
-	"net"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -15,10 +14,7 @@ import (
 // startRaw serves every method of every service with a function of bytes.
 func startRaw(t testing.TB, socket string, serve func(stream grpc.ServerStream) error) {
 	t.Helper()
-	listener, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listenUnix(t, socket)
 	server := grpc.NewServer(grpc.ForceServerCodecV2(codec{}), grpc.MaxRecvMsgSize(maxMessage),
 		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return serve(stream) }))
 	go func() {

@@ -3,7 +3,6 @@ package proxy
 import (
 	"bytes"
 	"context"
-	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -310,10 +309,7 @@ func TestCrashLoopingRuntime(t *testing.T) {
 	s := newSetup(t)
 	_, container := s.populate(t)
 	s.vm.stop()
-	listener, err := net.Listen("unix", s.vm.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listenUnix(t, s.vm.socket)
 	accepted := make(chan int)
 	go func() {
 		n := 0
@@ -375,10 +371,7 @@ func TestRuntimeIsNoGRPCServer(t *testing.T) {
 	s := newSetup(t)
 	_, container := s.populate(t)
 	s.vm.stop()
-	listener, err := net.Listen("unix", s.vm.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listenUnix(t, s.vm.socket)
 	defer listener.Close()
 	go func() {
 		for {
@@ -392,7 +385,7 @@ func TestRuntimeIsNoGRPCServer(t *testing.T) {
 	}()
 	s.wantWhole(t)
 	s.wantUnhurt(t)
-	_, err = s.ContainerStatus(ctx(t), &runtimeapi.ContainerStatusRequest{ContainerId: container})
+	_, err := s.ContainerStatus(ctx(t), &runtimeapi.ContainerStatusRequest{ContainerId: container})
 	wantCode(t, err, codes.Unavailable)
 }
 

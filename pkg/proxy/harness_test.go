@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,6 +17,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/unixsocket"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -60,7 +63,7 @@ func newSetup(t testing.TB) *setup {
 func newStoppedSetup(t testing.TB) *setup {
 	t.Helper()
 	// Not t.TempDir: with a long test name a socket's path would not fit.
-	dir, err := os.MkdirTemp("", "criproxy")
+	dir, err := os.MkdirTemp("", "criproxy") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +118,16 @@ func (s *setup) startProxy(t testing.TB) {
 	}
 	t.Cleanup(s.stop)
 	s.proxyClient = &proxyClient{conn: conn, RuntimeServiceClient: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn)}
+}
+
+// listenUnix makes a socket for a runtime.
+func listenUnix(t testing.TB, socket string) net.Listener {
+	t.Helper()
+	listener, err := unixsocket.Listen(t.Context(), socket, os.Getuid(), os.Getgid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return listener
 }
 
 // dial connects as kubelet does.

@@ -59,17 +59,15 @@ func New(config *Config, log *slog.Logger) (*Proxy, error) {
 	return p, nil
 }
 
-// Close ends all connections to backends.
+// Close ends all connections to backends. Calls must have ended before.
 func (p *Proxy) Close() {
 	p.cancel()
 	p.mu.Lock()
-	v := p.view
+	last := p.view
 	p.view = nil
 	p.mu.Unlock()
-	if v != nil {
-		for _, b := range v.backends {
-			b.close()
-		}
+	if last != nil {
+		p.abandon(last)
 	}
 	p.retired.Wait()
 }
@@ -94,29 +92,39 @@ func (p *Proxy) Reload(config *Config) error {
 		}
 		backends = append(backends, b)
 	}
+	for _, b := range backends {
+		b.views++
+	}
 	old := p.view
 	p.view = newView(config, backends)
 	if old != nil {
-		p.retire(old, p.view)
+		close(old.replaced)
+		p.retired.Go(func() {
+			old.calls.Wait()
+			p.abandon(old)
+		})
 	}
 	return nil
 }
 
-// retire closes the backends that only the old view has, after its last call.
-func (p *Proxy) retire(old, next *view) {
-	close(old.replaced)
-	p.retired.Go(func() {
-		old.calls.Wait()
-		for _, b := range old.backends {
-			if next.find(b.identity) == b {
-				continue
-			}
-			b.close()
-			if !slices.ContainsFunc(next.backends, func(n *backend) bool { return n.name == b.name }) {
-				p.node.metrics.forget(b.name)
-			}
+// abandon closes the backends that no other view has. No call may be using the
+// view any more.
+func (p *Proxy) abandon(v *view) {
+	var unused []*backend
+	p.mu.Lock()
+	for _, b := range v.backends {
+		if b.views--; b.views == 0 {
+			unused = append(unused, b)
 		}
-	})
+	}
+	current := p.view
+	p.mu.Unlock()
+	for _, b := range unused {
+		b.close()
+		if current == nil || !slices.ContainsFunc(current.backends, func(c *backend) bool { return c.name == b.name }) {
+			p.node.metrics.forget(b.name)
+		}
+	}
 }
 
 // current is the view for one call, which must release it; nil after Close.

@@ -132,12 +132,21 @@ func routingCases() []routingCase {
 		{"Virtlet's key, our value", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(oldAnnotation, "vm.ambipod.io")}, vm, nil},
 		{"both annotations agree", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(vmAnnotation, "vm", oldAnnotation, "vm")}, vm, nil},
 		{"annotation and handler agree", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(vmAnnotation, "vm"), RuntimeHandler: "vm"}, vm, nil},
-		{"annotation against handler", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(vmAnnotation, "vm"), RuntimeHandler: "runc"},
-			"", []string{`annotation vm.ambipod.io/target-runtime "vm" (runtime vm)`, `runtime handler "runc" (runtime containerd)`}},
-		{"unknown value", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(vmAnnotation, "kvm")},
-			"", []string{vmAnnotation, `"kvm"`, "use vm or drop"}},
-		{"unknown value of Virtlet's key", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(oldAnnotation, "frakti")},
-			"", []string{oldAnnotation, `"frakti"`, "virtlet.cloud, vm, vm.ambipod.io"}},
+		{
+			"annotation against handler", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(vmAnnotation, "vm"), RuntimeHandler: "runc"},
+			"",
+			[]string{`annotation vm.ambipod.io/target-runtime "vm" (runtime vm)`, `runtime handler "runc" (runtime containerd)`},
+		},
+		{
+			"unknown value", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(vmAnnotation, "kvm")},
+			"",
+			[]string{vmAnnotation, `"kvm"`, "use vm or drop"},
+		},
+		{
+			"unknown value of Virtlet's key", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(oldAnnotation, "frakti")},
+			"",
+			[]string{oldAnnotation, `"frakti"`, "virtlet.cloud, vm, vm.ambipod.io"},
+		},
 		{"empty value", "RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: pod(vmAnnotation, "")}, "", []string{vmAnnotation, `""`}},
 		{"restored pod", "RestorePod", &runtimeapi.RestorePodRequest{Config: pod(), RuntimeHandler: "vm"}, vm, nil},
 		{"restored plain pod", "RestorePod", &runtimeapi.RestorePodRequest{Config: pod()}, def, nil},
@@ -153,8 +162,11 @@ func routingCases() []routingCase {
 		{"port forward", "PortForward", &runtimeapi.PortForwardRequest{PodSandboxId: vmID}, vm, nil},
 		{"resize", "UpdatePodSandboxResources", &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: vmID}, vm, nil},
 		{"checkpoint", "CheckpointPod", &runtimeapi.CheckpointPodRequest{PodSandboxId: vmID, ContainerIds: []string{vmID, vmID}}, vm, nil},
-		{"checkpoint of a mixture", "CheckpointPod", &runtimeapi.CheckpointPodRequest{PodSandboxId: vmID, ContainerIds: []string{containerID}},
-			"", []string{`pod sandbox "` + vmID + `" (runtime vm)`, `container "` + containerID + `" (runtime containerd)`}},
+		{
+			"checkpoint of a mixture", "CheckpointPod", &runtimeapi.CheckpointPodRequest{PodSandboxId: vmID, ContainerIds: []string{containerID}},
+			"",
+			[]string{`pod sandbox "` + vmID + `" (runtime vm)`, `container "` + containerID + `" (runtime containerd)`},
+		},
 
 		// Containers: sandbox and image must be of one kind.
 		{"container in a pod", "CreateContainer", create(containerID, image("busybox")), def, nil},
@@ -163,11 +175,17 @@ func routingCases() []routingCase {
 		{"VM by Virtlet's prefix", "CreateContainer", create(vmID, image("virtlet.cloud/cirros:1")), vm, nil},
 		{"VM by image ID", "CreateContainer", create(vmID, image(vmID)), vm, nil},
 		{"VM without image is vmruntime's to refuse", "CreateContainer", create(vmID, image("")), vm, nil},
-		{"container image in a VM pod", "CreateContainer", create(vmID, image("docker.io/library/busybox:1")),
-			"", []string{`image "docker.io/library/busybox:1" (runtime containerd)`, `pod sandbox "` + vmID + `" (runtime vm)`, "vm.ambipod.io/", "virtlet.cloud/"}},
+		{
+			"container image in a VM pod", "CreateContainer", create(vmID, image("docker.io/library/busybox:1")),
+			"",
+			[]string{`image "docker.io/library/busybox:1" (runtime containerd)`, `pod sandbox "` + vmID + `" (runtime vm)`, "vm.ambipod.io/", "virtlet.cloud/"},
+		},
 		{"container image ID in a VM pod", "CreateContainer", create(vmID, image("sha256:"+hexID(3))), "", []string{"runtime containerd", "runtime vm"}},
-		{"VM image in a container pod", "CreateContainer", create(containerID, image("vm.ambipod.io/debian")),
-			"", []string{`image "vm.ambipod.io/debian" (runtime vm)`, `pod sandbox "` + containerID + `" (runtime containerd)`}},
+		{
+			"VM image in a container pod", "CreateContainer", create(containerID, image("vm.ambipod.io/debian")),
+			"",
+			[]string{`image "vm.ambipod.io/debian" (runtime vm)`, `pod sandbox "` + containerID + `" (runtime containerd)`},
+		},
 		{"VM image ID in a container pod", "CreateContainer", create(containerID, image(vmID)), "", []string{"runtime vm", "runtime containerd"}},
 
 		// Images: by prefix, then annotation, then handler.
@@ -184,8 +202,11 @@ func routingCases() []routingCase {
 		{"pull by annotations of the pod", "PullImage", pull(image("debian"), pod(vmAnnotation, "vm")), vm, nil},
 		{"pull by handler", "PullImage", pull(&runtimeapi.ImageSpec{Image: "debian", RuntimeHandler: "vm"}, nil), vm, nil},
 		{"pull with unknown value", "PullImage", pull(image("vm.ambipod.io/x", vmAnnotation, "qemu"), nil), "", []string{`"qemu"`}},
-		{"VM image for a handler of the default", "PullImage", pull(&runtimeapi.ImageSpec{Image: "vm.ambipod.io/x", RuntimeHandler: "runc"}, nil),
-			"", []string{`image "vm.ambipod.io/x" (runtime vm)`, `runtime handler "runc" (runtime containerd)`}},
+		{
+			"VM image for a handler of the default", "PullImage", pull(&runtimeapi.ImageSpec{Image: "vm.ambipod.io/x", RuntimeHandler: "runc"}, nil),
+			"",
+			[]string{`image "vm.ambipod.io/x" (runtime vm)`, `runtime handler "runc" (runtime containerd)`},
+		},
 		{"status of a VM image", "ImageStatus", &runtimeapi.ImageStatusRequest{Image: image("virtlet.cloud/cirros")}, vm, nil},
 		{"status by annotation", "ImageStatus", &runtimeapi.ImageStatusRequest{Image: image("cirros", oldAnnotation, "virtlet.cloud")}, vm, nil},
 		{"status by ID", "ImageStatus", &runtimeapi.ImageStatusRequest{Image: image(vmID)}, vm, nil},

@@ -3,8 +3,6 @@ package proxy
 import (
 	"context"
 	"fmt"
-	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -64,13 +62,7 @@ func newTestRuntime(dir, name string) *testRuntime {
 // start serves; the runtime must be stopped before.
 func (r *testRuntime) start(t testing.TB) {
 	t.Helper()
-	if err := os.Remove(r.socket); err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
-	listener, err := net.Listen("unix", r.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listenUnix(t, r.socket)
 	server := grpc.NewServer(grpc.UnaryInterceptor(r.unary), grpc.StreamInterceptor(r.stream), grpc.MaxRecvMsgSize(maxMessage))
 	runtimeapi.RegisterRuntimeServiceServer(server, r)
 	runtimeapi.RegisterImageServiceServer(server, r)
