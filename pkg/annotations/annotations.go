@@ -33,6 +33,10 @@ type Settings struct {
 	SSHKeys       []string
 	ForceDHCP     bool // no network configuration for cloud-init: the guest must ask by DHCP
 	TargetRuntime string
+
+	IngressBandwidth int64 // bit/s towards the guest, 0 for no limit
+	EgressBandwidth  int64 // bit/s from the guest, 0 for no limit
+	AllowSpoofing    bool  // the guest may send from other addresses than its own
 }
 
 // Annotation is one row of the table.

@@ -45,7 +45,7 @@ var Table = []Annotation{
 		Name: Domain + "root-volume-size", Alias: "VirtletRootVolumeSize",
 		Allowed: "a Kubernetes quantity of at least the image's virtual size, such as `10Gi`", Default: "the image's virtual size",
 		Doc:   "Size of the root disk. The guest grows its file system itself, as cloud-init's growpart does.",
-		parse: func(s *Settings, value string) (err error) { s.RootSize, err = bytes(value); return err },
+		parse: func(s *Settings, value string) (err error) { s.RootSize, err = amount(value); return err },
 	},
 	{
 		Name: Domain + "disk-bus", Alias: "VirtletDiskDriver",
@@ -110,6 +110,27 @@ var Table = []Annotation{
 		},
 	},
 	{
+		Name: Domain + "ingress-bandwidth", Alias: "kubernetes.io/ingress-bandwidth",
+		Allowed: "a Kubernetes quantity of bits per second, such as `10M`", Default: "no limit",
+		Doc:   "Most traffic towards the guest; needs the CNI plugin `bandwidth` in the node's configuration.",
+		parse: func(s *Settings, value string) (err error) { s.IngressBandwidth, err = amount(value); return err },
+	},
+	{
+		Name: Domain + "egress-bandwidth", Alias: "kubernetes.io/egress-bandwidth",
+		Allowed: "a Kubernetes quantity of bits per second, such as `10M`", Default: "no limit",
+		Doc:   "Most traffic from the guest; needs the CNI plugin `bandwidth` in the node's configuration.",
+		parse: func(s *Settings, value string) (err error) { s.EgressBandwidth, err = amount(value); return err },
+	},
+	{
+		Name:    Domain + "allow-spoofing",
+		Allowed: "`true` or `false`", Default: "`false`",
+		Doc: "Lets the guest send from other MAC and IP addresses than its own, as a router must.",
+		parse: func(s *Settings, value string) (err error) {
+			s.AllowSpoofing, err = strconv.ParseBool(value)
+			return plain(err, "is neither true nor false")
+		},
+	},
+	{
 		Name: Domain + "cloud-init-datasource", Alias: "VirtletCloudInitImageType",
 		Allowed: "`nocloud`", Default: "`nocloud`",
 		Doc:   "The cloud-init datasource of the configuration disk.",
@@ -139,7 +160,7 @@ func wholeNumber(value string, least, most int) (int, error) {
 	return n, nil
 }
 
-func bytes(value string) (int64, error) {
+func amount(value string) (int64, error) {
 	quantity, err := resource.ParseQuantity(value)
 	if err != nil {
 		return 0, errors.New("is no Kubernetes quantity")

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/pkg/annotations"
 	"github.com/ambipod/ambipod/pkg/metadata"
 	"github.com/ambipod/ambipod/pkg/network"
 )
@@ -116,7 +117,17 @@ func podName(config *runtimeapi.PodSandboxConfig) string {
 
 // networkPod is what the network needs to know of a pod.
 func networkPod(id string, config *runtimeapi.PodSandboxConfig) network.Pod {
+	// CreateContainer refuses annotations that cannot be read; there the pod's owner
+	// is told, and until then there is no guest that could use the network.
+	settings, err := annotations.Parse(config.GetAnnotations())
+	if err != nil {
+		settings = annotations.Settings{}
+	}
 	pod := network.Pod{
+		IngressBandwidth: settings.IngressBandwidth,
+		EgressBandwidth:  settings.EgressBandwidth,
+		AllowSpoofing:    settings.AllowSpoofing,
+
 		SandboxID:    id,
 		Name:         config.GetMetadata().GetName(),
 		Namespace:    config.GetMetadata().GetNamespace(),
