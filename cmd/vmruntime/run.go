@@ -92,7 +92,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 
 	server, err := criserver.New(criserver.Options{
 		Layout: s.layout, Records: records, Images: images, Network: networks, Domains: domains, Grants: descriptors,
-		Accel: choice.Accel, AccelReason: choice.Reason, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, Wrapper: s.wrapper,
+		Accel: choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, Wrapper: s.wrapper,
 		QEMUUser: qemu.User, Version: version, Logger: logger,
 	})
 	if err != nil {
@@ -110,6 +110,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return descriptors.Serve(ctx) })
 	group.Go(func() error { return server.Watch(ctx) })
+	group.Go(func() error { return server.Maintain(ctx) })
 	group.Go(func() error { return serve(ctx, listener, server, logger) })
 	group.Go(func() error {
 		// Only to be quick when the first VM comes, and to tell in time: nothing

@@ -69,6 +69,7 @@ type Options struct {
 
 	Accel        string                  // libvirttools.AccelKVM or AccelTCG
 	AccelReason  string                  // why it was chosen, for people
+	HideFeatures []string                // of the CPU, that guests must not see; see accel.Choice
 	CgroupDriver runtimeapi.CgroupDriver // how kubelet names cgroups
 	Emulator     string                  // the QEMU that vmwrapper becomes
 	Wrapper      string                  // vmwrapper, the <emulator> of every domain

@@ -94,5 +94,7 @@ func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Dom
 		Console:     libvirttools.Console{Socket: files.ConsoleSocket(), Log: files.ConsoleLog()},
 		AgentSocket: files.AgentSocket(),
 		ExecSocket:  files.ExecSocket(),
+
+		DisableFeatures: s.HideFeatures,
 	}
 }
