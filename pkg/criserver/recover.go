@@ -11,6 +11,9 @@ import (
 	"github.com/ambipod/ambipod/pkg/metadata"
 )
 
+// sweepInterval is how often Maintain looks for what is left over.
+const sweepInterval = 5 * time.Minute
+
 // Recover brings records and reality together after a start. It assumes:
 //
 //  1. no other vmruntime uses the database (bolt's lock sees to it);
@@ -36,22 +39,48 @@ func (s *Server) Recover(ctx context.Context) error {
 			s.Logger.ErrorContext(ctx, "VM is not recovered", "container", vm.ID, "err", err)
 		}
 	}
-	live := map[string]bool{}
 	for _, box := range boxes {
-		kept, err := s.recoverSandbox(ctx, box)
-		live[box.ID] = kept || err != nil // what could not be torn down is not swept either
-		if err != nil {
+		if err := s.recoverSandbox(ctx, box); err != nil {
 			s.Logger.ErrorContext(ctx, "sandbox is not recovered", "sandbox", box.ID, "pod", podName(box.config), "err", err)
 		}
 	}
 	if err := s.sweepDomains(ctx); err != nil {
 		s.Logger.ErrorContext(ctx, "orphaned domains are not swept", "err", err)
 	}
-	if err := s.Network.Sweep(ctx, live); err != nil {
-		s.Logger.ErrorContext(ctx, "orphaned networks are not swept", "err", err)
-	}
+	s.sweepNetworks(ctx)
 	s.Logger.InfoContext(ctx, "recovered", "sandboxes", len(boxes), "containers", len(vms))
 	return nil
+}
+
+// Maintain repeats until the context ends what cannot be finished at once: the network
+// of a sandbox that failed, when tearing it down failed as well.
+func (s *Server) Maintain(ctx context.Context) error {
+	again := time.NewTicker(sweepInterval)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+			s.sweepNetworks(ctx)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// sweepNetworks removes networks that belong to no sandbox. Without the records
+// nothing is swept.
+func (s *Server) sweepNetworks(ctx context.Context) {
+	boxes, err := s.Records.Sandboxes.List()
+	if err == nil {
+		live := map[string]bool{}
+		for _, box := range boxes {
+			live[box.ID] = box.State != metadata.SandboxStopped
+		}
+		err = s.Network.Sweep(ctx, live)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.Logger.ErrorContext(ctx, "orphaned networks are not swept", "err", err)
+	}
 }
 
 // Close ends what runs in this process; VMs go on.
@@ -93,27 +122,28 @@ func (s *Server) recoverStart(ctx context.Context, vm container) error {
 	return err
 }
 
-// recoverSandbox reports whether the sandbox still has a network of its own.
-func (s *Server) recoverSandbox(ctx context.Context, box sandbox) (kept bool, err error) {
+// recoverSandbox takes back what was never answered for, brings the network of a
+// ready sandbox up again, and stops one whose network is gone.
+func (s *Server) recoverSandbox(ctx context.Context, box sandbox) error {
 	switch box.State {
 	case metadata.SandboxCreating:
 		if err := s.Network.Teardown(ctx, networkPod(box.ID, box.config)); err != nil {
-			return false, err
+			return err
 		}
-		return false, s.Records.Sandboxes.Delete(box.ID)
+		return s.Records.Sandboxes.Delete(box.ID)
 	case metadata.SandboxStopped:
-		return false, nil
+		return nil
 	}
 	result, err := networkResult(box.Sandbox)
 	if err != nil {
-		return true, err
+		return err
 	}
 	err = s.Network.Connect(ctx, box.ID, result)
 	if !errdefs.IsNotFound(err) {
-		return true, err
+		return err
 	}
 	s.Logger.InfoContext(ctx, "network namespace is gone, as after a reboot; the sandbox is not ready any more", "pod", podName(box.config))
-	return false, s.stopSandbox(ctx, box)
+	return s.stopSandbox(ctx, box)
 }
 
 // sweepDomains removes domains that carry our mark but have no record.
