@@ -6,6 +6,9 @@
 // chose; a Follower copies one to the other; the Watcher tells all Followers of a
 // process when there is something to do.
 //
+// Apart from all that, Attachments connect people with the console's live end, a
+// socket.
+//
 // Every byte is copied exactly once, also when the process is killed at any
 // instant and another goes on: a small state file says how much of the console has
 // been copied and how long the log was then, and a log that is longer is cut back
