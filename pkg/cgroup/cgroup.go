@@ -25,9 +25,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// orphans is the parent of groups whose sandbox names none.
-const orphans = "/ambipod"
-
 // Limits are the CPU limits of a group, in the CRI's terms (LinuxContainerResources).
 type Limits struct {
 	Shares int64  // relative weight, 1024 per core; 0 leaves the kernel's default
@@ -49,12 +46,10 @@ type Stats struct {
 
 // Path returns the group of one VM below its pod's cgroup parent as kubelet names
 // it: a path with the cgroupfs driver, or a slice ("kubepods-podX.slice") with the
-// systemd driver, whose nesting follows its dashes (systemd.slice(5)).
+// systemd driver, whose nesting follows its dashes (systemd.slice(5)). A pod without
+// a parent, as people make them by hand, has its groups at the hierarchy's root.
 func Path(parent, id string) string {
-	switch {
-	case parent == "":
-		parent = orphans
-	case strings.HasSuffix(parent, ".slice"):
+	if strings.HasSuffix(parent, ".slice") {
 		parent = slicePath(path.Base(parent))
 	}
 	return path.Join("/", parent, "ambipod-"+id)
