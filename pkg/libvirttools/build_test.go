@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -57,6 +58,7 @@ func richDomain() libvirttools.Domain {
 	d.AgentSocket = ""
 	d.ExecSocket = ""
 	d.Screen = true
+	d.Shares = []libvirttools.Share{{Tag: "volume0", Socket: "/run/ambipod/vms/c0/0.sock"}, {Tag: "volume1", Socket: "/run/ambipod/vms/c0/1.sock"}}
 	d.Disks = []libvirttools.Disk{
 		{Path: "/dev/mapper/root", Device: true, Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Serial: "root"},
 		{Path: "/data,with&odd<name>.img", Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Target: "vdc", ReadOnly: true},
@@ -107,7 +109,10 @@ func TestBuildXMLGolden(t *testing.T) {
 func TestEveryPCIDeviceIsBelowTheNICs(t *testing.T) {
 	t.Parallel()
 	d := richDomain()
-	for len(d.Disks) < 8 { // all that fit on virtio-blk
+	for i := len(d.Shares); i < 32; i++ {
+		d.Shares = append(d.Shares, libvirttools.Share{Tag: "tag" + strconv.Itoa(i), Socket: "/s"})
+	}
+	for len(d.Disks) < 29 { // all that fit on virtio-blk
 		d.Disks = append(d.Disks, libvirttools.Disk{Path: "/srv/more", Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio})
 	}
 	text, err := libvirttools.BuildXML(d)
@@ -118,21 +123,22 @@ func TestEveryPCIDeviceIsBelowTheNICs(t *testing.T) {
 	if err := dom.Unmarshal(text); err != nil {
 		t.Fatal(err)
 	}
-	seen := make(map[uint]string)
+	seen := make(map[[2]uint]string)
 	check := func(what string, a *libvirtxml.DomainAddress) {
 		t.Helper()
 		if a == nil || a.PCI == nil {
 			t.Errorf("%s has no PCI address of ours", what)
 			return
 		}
-		slot := *a.PCI.Slot
+		slot, function := *a.PCI.Slot, *a.PCI.Function
 		if slot <= 1 || slot >= libvirttools.FirstNICSlot {
 			t.Errorf("%s is in slot %#x", what, slot)
 		}
-		if seen[slot] != "" {
-			t.Errorf("%s and %s share slot %#x", what, seen[slot], slot)
+		place := [2]uint{slot, function}
+		if seen[place] != "" {
+			t.Errorf("%s and %s share slot %#x, function %d", what, seen[place], slot, function)
 		}
-		seen[slot] = what
+		seen[place] = what
 	}
 	for _, c := range dom.Devices.Controllers {
 		if c.Type != "usb" || c.Model != "none" {
@@ -143,6 +149,9 @@ func TestEveryPCIDeviceIsBelowTheNICs(t *testing.T) {
 		if disk.Target.Bus == "virtio" {
 			check("disk "+disk.Target.Dev, disk.Address)
 		}
+	}
+	for _, f := range dom.Devices.Filesystems {
+		check("share "+f.Target.Dir, f.Address)
 	}
 	for _, v := range dom.Devices.Videos {
 		check("video", v.Address)
@@ -203,11 +212,16 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"odd serial":           {func(d *domain) { d.Disks[0].Serial = "a,b" }, "serial"},
 		"long serial":          {func(d *domain) { d.Disks[0].Serial = strings.Repeat("x", 37) }, "serial"},
 		"fifth IDE drive":      {func(d *domain) { d.Disks = many(5, libvirttools.BusIDE) }, "room for 4"},
-		"tenth virtio disk":    {func(d *domain) { d.Disks = many(10, libvirttools.BusVirtio) }, "room for 9"},
-		"late virtio disk": {func(d *domain) {
+		"27th virtio disk":     {func(d *domain) { d.Disks = many(27, libvirttools.BusVirtio) }, "room for 26"},
+		"lonely virtio disk": {func(d *domain) {
 			d.Disks = []libvirttools.Disk{{Path: "/x", Format: "raw", Bus: libvirttools.BusVirtio, Target: "vdj"}}
-		}, "room for 9"},
-		"27th SCSI disk": {func(d *domain) { d.Disks = many(27, libvirttools.BusSCSI) }, "room for 26"},
+		}, "target vdi, which no disk has"},
+		"33rd share":      {func(d *domain) { d.Shares = make([]libvirttools.Share, 33) }, "32 shared folders"},
+		"tag unsaid":      {func(d *domain) { d.Shares = []libvirttools.Share{{Socket: "/s"}} }, `tag ""`},
+		"tag with comma":  {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a,b", Socket: "/s"}} }, `tag "a,b"`},
+		"same tag twice":  {func(d *domain) { d.Shares = []libvirttools.Share{{"a", "/s"}, {"a", "/t"}} }, "two shared folders"},
+		"relative socket": {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a", Socket: "s"}} }, "shared folder"},
+		"27th SCSI disk":  {func(d *domain) { d.Disks = many(27, libvirttools.BusSCSI) }, "room for 26"},
 		"endless chain": {func(d *domain) {
 			for i, layer := 0, d.Disks[0].Backing; i < 10; i, layer = i+1, layer.Backing {
 				layer.Backing = &libvirttools.Disk{Path: "/img/" + string(rune('a'+i)), Format: "qcow2"}

@@ -20,8 +20,8 @@ var buses = map[string]bus{
 	BusSCSI: {"sd", regexp.MustCompile(`^sd[a-z]$`), 26, func(n uint) *libvirtxml.DomainAddress {
 		return drive(0, 0, n)
 	}},
-	BusVirtio: {"vd", regexp.MustCompile(`^vd[a-z]$`), maxVirtioDisks, func(n uint) *libvirtxml.DomainAddress {
-		return slot(slotFirstDisk + n)
+	BusVirtio: {"vd", regexp.MustCompile(`^vd[a-z]$`), 26, func(n uint) *libvirtxml.DomainAddress {
+		return function(slotFirstDisk, n)
 	}},
 	// Two channels with two drives each.
 	BusIDE: {"hd", regexp.MustCompile(`^hd[a-z]$`), 4, func(n uint) *libvirtxml.DomainAddress {
@@ -53,7 +53,19 @@ func assignTargets(disks []Disk) ([]string, error) {
 			return nil, invalid("disk %s does not fit on bus %s, which has room for %d", d.Path, d.bus(), buses[d.bus()].size)
 		}
 	}
-	return targets, nil
+	return targets, checkSlots(disks, targets)
+}
+
+// checkSlots refuses a gap in the targets that leaves a PCI slot without its first
+// device: the guest would not look for the others.
+func checkSlots(disks []Disk, targets []string) error {
+	for i, d := range disks {
+		first := buses[BusVirtio].prefix + string(rune('a'+index(targets[i])/functions*functions))
+		if d.bus() == BusVirtio && !slices.Contains(targets, first) {
+			return invalid("disk %s with target %s shares a PCI slot with target %s, which no disk has", d.Path, targets[i], first)
+		}
+	}
+	return nil
 }
 
 // index is the place of a target on its bus: 0 for "sda".
@@ -64,6 +76,17 @@ func slot(n uint) *libvirtxml.DomainAddress {
 	return &libvirtxml.DomainAddress{PCI: &libvirtxml.DomainAddressPCI{
 		Domain: &zero, Bus: &zero, Slot: &n, Function: &zero,
 	}}
+}
+
+// function places the n-th of many devices, eight to a slot.
+func function(first, n uint) *libvirtxml.DomainAddress {
+	address := slot(first + n/functions)
+	number := n % functions
+	address.PCI.Function = &number
+	if number == 0 {
+		address.PCI.MultiFunction = "on"
+	}
+	return address
 }
 
 func drive(controller, channel, unit uint) *libvirtxml.DomainAddress {

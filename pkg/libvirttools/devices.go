@@ -29,6 +29,9 @@ func devices(d Domain, targets []string) *libvirtxml.DomainDeviceList {
 	for i, one := range d.Disks {
 		list.Disks = append(list.Disks, disk(one, targets[i], i == 0))
 	}
+	for i, one := range d.Shares {
+		list.Filesystems = append(list.Filesystems, share(one, uint(i))) //nolint:gosec // an index
+	}
 	if d.Screen {
 		addScreen(list)
 	}
@@ -63,6 +66,10 @@ func disk(d Disk, target string, boots bool) libvirtxml.DomainDisk {
 	} else {
 		out.Driver.Discard = "unmap" // what the guest frees, the node gets back
 	}
+	if d.Device {
+		// Another node may write to it next: nothing of it stays in this one's memory.
+		out.Driver.Cache, out.Driver.IO = "none", "native"
+	}
 	if boots {
 		out.Boot = &libvirtxml.DomainDeviceBoot{Order: 1}
 	}
@@ -89,6 +96,15 @@ func source(d Disk, label []libvirtxml.DomainDeviceSecLabel) *libvirtxml.DomainD
 		return &libvirtxml.DomainDiskSource{Block: &libvirtxml.DomainDiskSourceBlock{Dev: d.Path, SecLabel: label}}
 	}
 	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: d.Path, SecLabel: label}}
+}
+
+func share(s Share, n uint) libvirtxml.DomainFilesystem {
+	return libvirtxml.DomainFilesystem{
+		Driver:  &libvirtxml.DomainFilesystemDriver{Type: "virtiofs"},
+		Source:  &libvirtxml.DomainFilesystemSource{Mount: &libvirtxml.DomainFilesystemSourceMount{Socket: s.Socket}},
+		Target:  &libvirtxml.DomainFilesystemTarget{Dir: s.Tag},
+		Address: function(slotFirstShare, n),
+	}
 }
 
 func serial(c Console) libvirtxml.DomainSerial {

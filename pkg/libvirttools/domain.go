@@ -13,10 +13,10 @@ const (
 	FormatRaw   = "raw"
 )
 
-// Buses that a disk can sit on.
+// Buses that a disk can sit on. Each takes up to 26 disks, if not said otherwise.
 const (
-	BusSCSI   = "scsi"   // virtio-scsi: discard, many disks, CD-ROMs; the default
-	BusVirtio = "virtio" // virtio-blk: at most maxVirtioDisks
+	BusSCSI   = "scsi"   // virtio-scsi: discard, CD-ROMs; the default
+	BusVirtio = "virtio" // virtio-blk: no CD-ROMs
 	BusIDE    = "ide"    // for guests without virtio: at most four
 )
 
@@ -51,6 +51,7 @@ type Domain struct {
 	Env      map[string]string // of the emulator's process, over its clean environment
 
 	Disks       []Disk // the first one boots
+	Shares      []Share
 	Console     Console
 	AgentSocket string // of org.qemu.guest_agent.0; default: libvirt chooses a path
 	ExecSocket  string // of ExecChannel; default: the guest has no such channel
@@ -72,6 +73,14 @@ type Disk struct {
 	CDROM    bool // implies ReadOnly
 }
 
+// Share is a folder that the guest mounts with the file system type virtiofs. Its
+// server is not libvirt's but the caller's, so that it can be put into the pod's
+// control group and can serve read-only.
+type Share struct {
+	Tag    string // by which the guest mounts it; unique, up to maxTagLength bytes
+	Socket string // where the folder's vhost-user server listens
+}
+
 // Console is the first serial port of the guest.
 type Console struct {
 	Socket string // unix socket for one interactive client, made by libvirt
@@ -90,18 +99,22 @@ const ExecChannel = "org.ambipod.exec.0"
 const defaultTCGCPU = "Nehalem"
 
 const (
-	maxVCPUs       = 255 // what machine type "pc" can have without x2APIC
-	maxVirtioDisks = FirstNICSlot - slotFirstDisk
+	maxVCPUs  = 255 // what machine type "pc" can have without x2APIC
+	functions = 8   // devices that share a PCI slot
+	maxShares = (slotEnd - slotFirstShare) * functions
 )
 
 // PCI slots on pci.0. Slots 0 and 1 are the chipset's.
 const (
-	slotVideo     = 0x02
-	slotSCSI      = 0x03
-	slotSerial    = 0x04
-	slotBalloon   = 0x05
-	slotRNG       = 0x06
-	slotFirstDisk = 0x07 // virtio-blk disks, up to FirstNICSlot
+	slotVideo   = 0x02
+	slotSCSI    = 0x03
+	slotSerial  = 0x04
+	slotBalloon = 0x05
+	slotRNG     = 0x06
+
+	slotFirstDisk  = 0x07 // virtio-blk disks, eight to a slot
+	slotFirstShare = 0x0b // shared folders, likewise
+	slotEnd        = 0x0f
 
 	// FirstNICSlot is where vmwrapper puts the network cards that it appends to
 	// QEMU's command line, one slot each. libvirt knows nothing of them, so this

@@ -20,6 +20,7 @@ const (
 	maxNameLength    = 200     // libvirt makes file names of it
 	maxTitleLength   = 500
 	maxSerialLength  = 36  // what virtio-scsi shows; virtio-blk shows 20
+	maxTagLength     = 35  // virtio 1.2, 5.11.4
 	maxSocketPath    = 107 // room in sockaddr_un without its NUL
 	maxBackingLength = 8
 )
@@ -38,7 +39,7 @@ func invalid(format string, args ...any) error {
 }
 
 func (d Domain) validate() error {
-	for _, check := range []func() error{d.validateIdentity, d.validateSize, d.validateEmulator, d.validatePaths} {
+	for _, check := range []func() error{d.validateIdentity, d.validateSize, d.validateEmulator, d.validatePaths, d.validateShares} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -112,6 +113,26 @@ func (d Domain) validatePaths() error {
 			continue
 		}
 		if err := validateSocket(optional.what, optional.path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d Domain) validateShares() error {
+	if len(d.Shares) > maxShares {
+		return invalid("a VM can have %d shared folders, not %d", maxShares, len(d.Shares))
+	}
+	tags := make(map[string]bool)
+	for _, share := range d.Shares {
+		switch {
+		case !serialPattern.MatchString(share.Tag) || len(share.Tag) > maxTagLength:
+			return invalid("tag %q of a shared folder must be 1 to %d letters, digits, dots, pluses, dashes and underscores", share.Tag, maxTagLength)
+		case tags[share.Tag]:
+			return invalid("two shared folders have the tag %s", share.Tag)
+		}
+		tags[share.Tag] = true
+		if err := validateSocket("shared folder", share.Socket); err != nil {
 			return err
 		}
 	}

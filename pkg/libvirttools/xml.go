@@ -31,17 +31,18 @@ func BuildXML(d Domain) (string, error) {
 		return "", err
 	}
 	out := libvirtxml.Domain{
-		Type:     domainType(d.Accel),
-		Name:     d.Name,
-		UUID:     d.UUID,
-		Title:    d.Title,
-		Metadata: &libvirtxml.DomainMetadata{XML: signature},
-		Memory:   &libvirtxml.DomainMemory{Value: uint((d.MemoryBytes + kib - 1) / kib), Unit: "KiB"}, //nolint:gosec // validated
-		VCPU:     &libvirtxml.DomainVCPU{Placement: "static", Value: uint(d.VCPUs)},
-		OS:       &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Arch: "x86_64", Machine: "pc", Type: "hvm"}},
-		Features: features(d),
-		CPU:      cpu(d),
-		Clock:    clock(),
+		Type:          domainType(d.Accel),
+		Name:          d.Name,
+		UUID:          d.UUID,
+		Title:         d.Title,
+		Metadata:      &libvirtxml.DomainMetadata{XML: signature},
+		Memory:        &libvirtxml.DomainMemory{Value: uint((d.MemoryBytes + kib - 1) / kib), Unit: "KiB"}, //nolint:gosec // validated
+		MemoryBacking: memoryBacking(d),
+		VCPU:          &libvirtxml.DomainVCPU{Placement: "static", Value: uint(d.VCPUs)},
+		OS:            &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Arch: "x86_64", Machine: "pc", Type: "hvm"}},
+		Features:      features(d),
+		CPU:           cpu(d),
+		Clock:         clock(),
 		// A guest that powers off or crashes ends its container; one that reboots
 		// goes on in the same container.
 		OnPoweroff:      "destroy",
@@ -55,6 +56,18 @@ func BuildXML(d Domain) (string, error) {
 		return "", fmt.Errorf("build domain of container %s: %w", d.ContainerID, err)
 	}
 	return text, nil
+}
+
+// memoryBacking lets the servers of shared folders see the guest's memory, which
+// costs nothing but is left out where nobody needs it.
+func memoryBacking(d Domain) *libvirtxml.DomainMemoryBacking {
+	if len(d.Shares) == 0 {
+		return nil
+	}
+	return &libvirtxml.DomainMemoryBacking{
+		MemorySource: &libvirtxml.DomainMemorySource{Type: "memfd"},
+		MemoryAccess: &libvirtxml.DomainMemoryAccess{Mode: "shared"},
+	}
 }
 
 func domainType(accel string) string {
