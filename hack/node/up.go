@@ -89,7 +89,7 @@ func down(ctx context.Context, o *options) error {
 	n, err := node.Load(node.Root(cfg))
 	if errdefs.IsNotFound(err) {
 		p.printf("No node is up.\n")
-		return os.RemoveAll(filepath.Dir(envFile(cfg)))
+		return removeEnv(envFile(cfg))
 	}
 	if err != nil {
 		return err
@@ -104,7 +104,7 @@ func down(ctx context.Context, o *options) error {
 	if len(remains) > 0 {
 		return fmt.Errorf("this is left of the node: %q", remains)
 	}
-	return os.RemoveAll(filepath.Dir(envFile(cfg)))
+	return removeEnv(envFile(cfg))
 }
 
 func envFile(cfg node.Config) string { return filepath.Join(cfg.Checkout, "_run", "env") }
@@ -115,6 +115,13 @@ func writeEnv(path, text string) error {
 	}
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil { //nolint:gosec // the same
 		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func removeEnv(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", path, err)
 	}
 	return nil
 }

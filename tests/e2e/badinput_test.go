@@ -145,7 +145,7 @@ func TestBadImages(t *testing.T) {
 		image   string
 		refused refusal
 	}{
-		{"no disk", site + "nodisk.qcow2:latest", refusal{codes.InvalidArgument, []string{"nodisk.qcow2", "disk image"}}},
+		{"no disk", site + "nodisk.qcow2:latest", refusal{codes.InvalidArgument, []string{"nodisk.qcow2", "no qcow2 image"}}},
 		{"404", site + "absent.qcow2:latest", refusal{codes.NotFound, []string{"absent.qcow2"}}},
 		{"wrong digest", strings.TrimSuffix(node.VMImage, ":latest") + "@" + wrong, refusal{codes.DataLoss, []string{wrong}}},
 		{"no server", "vm.ambipod.io/http/127.0.0.1:9/disk.qcow2", refusal{codes.Unavailable, []string{"127.0.0.1:9"}}},

@@ -69,12 +69,13 @@ func TestPodsOutliveDaemons(t *testing.T) {
 // qemuOf is the process of the node's only VM.
 func qemuOf(t *testing.T, n *node.Node) process.Process {
 	t.Helper()
-	found, err := n.ProcessesNaming("qemu-system")
+	found, err := n.ProcessesNaming("guest=ambipod-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(found) != 1 {
-		t.Fatalf("the node has %d QEMU processes, want 1", len(found))
+		lines, _ := n.Leftovers(deadline(t))
+		t.Fatalf("the node has %d QEMU processes, want 1:\n%s", len(found), strings.Join(lines, "\n"))
 	}
 	return found[0]
 }
