@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 )
 
 // NetworkConfig sets up the guest's network cards statically, as a network-config
@@ -71,14 +72,14 @@ func (i Interface) validate() error {
 	if len(i.MAC) != 6 {
 		return invalid("interface %s: MAC address %q does not have six bytes", i.Name, i.MAC)
 	}
-	least := minMTU
 	for _, a := range i.Addresses {
 		if !a.IsValid() {
 			return invalid("interface %s has an address without a prefix length", i.Name)
 		}
-		if a.Addr().Is6() {
-			least = minMTUIPv6
-		}
+	}
+	least := minMTU
+	if i.hasIPv6() {
+		least = minMTUIPv6
 	}
 	if i.MTU != 0 && (i.MTU < least || i.MTU > maxMTU) {
 		return invalid("interface %s: MTU %d is not between %d and %d", i.Name, i.MTU, least, maxMTU)
@@ -94,6 +95,10 @@ func (i Interface) validate() error {
 		}
 	}
 	return nil
+}
+
+func (i Interface) hasIPv6() bool {
+	return slices.ContainsFunc(i.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
 }
 
 // reaches tells whether an address is a neighbour by the interface's own subnets;
@@ -123,6 +128,7 @@ type ethernetDocument struct {
 	SetName     string               `yaml:"set-name"`
 	DHCP4       bool                 `yaml:"dhcp4"`
 	DHCP6       bool                 `yaml:"dhcp6"`
+	AcceptRA    *bool                `yaml:"accept-ra,omitempty"`
 	MTU         int                  `yaml:"mtu,omitempty"`
 	Addresses   []string             `yaml:"addresses,omitempty"`
 	Routes      []routeDocument      `yaml:"routes,omitempty"`
@@ -156,6 +162,9 @@ func (i Interface) v2() ethernetDocument {
 	e.Match.MACAddress = i.MAC.String()
 	for _, a := range i.Addresses {
 		e.Addresses = append(e.Addresses, a.String())
+	}
+	if i.hasIPv6() && !i.DHCP6 {
+		e.AcceptRA = new(bool) // the pod has the addresses it has, and no others
 	}
 	for _, r := range i.Routes {
 		e.Routes = append(e.Routes, i.route(r))

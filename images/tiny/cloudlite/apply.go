@@ -121,8 +121,8 @@ func (m machine) network(document []byte) error {
 		}
 	}
 	for _, c := range p.commands {
-		if err := m.exec(append(command{"ip"}, c...), m.console); err != nil {
-			problem = errors.Join(problem, fmt.Errorf("ip %s: %w", strings.Join(c, " "), err))
+		if err := m.exec(c, m.console); err != nil {
+			problem = errors.Join(problem, fmt.Errorf("%s: %w", strings.Join(c, " "), err))
 		}
 	}
 	if p.resolvConf != "" {

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,6 +28,7 @@ type ethernet struct {
 	} `yaml:"match"`
 	SetName     string   `yaml:"set-name"`
 	DHCP4       bool     `yaml:"dhcp4"`
+	AcceptRA    *bool    `yaml:"accept-ra"`
 	Addresses   []string `yaml:"addresses"`
 	Gateway4    string   `yaml:"gateway4"`
 	Gateway6    string   `yaml:"gateway6"`
@@ -53,10 +54,10 @@ type card struct {
 
 // plan is what to do about the network, in order.
 type plan struct {
-	commands   []command // arguments of ip, without "ip"
-	dhcp       []string  // interfaces that DHCP configures
-	resolvConf string    // "" leaves the file to DHCP
-	summary    []string  // lines for the console
+	commands   []command
+	dhcp       []string // interfaces that DHCP configures
+	resolvConf string   // "" leaves the file to DHCP
+	summary    []string // lines for the console
 }
 
 func parseNetworkConfig(data []byte) (networkConfig, error) {
@@ -128,37 +129,36 @@ func (e ethernet) matches(id string, c card) bool {
 }
 
 func (p *plan) addEthernet(e ethernet, name string) error {
-	ip := func(format string, args ...any) {
+	run := func(format string, args ...any) {
 		p.commands = append(p.commands, strings.Fields(fmt.Sprintf(format, args...)))
 	}
 	if e.SetName != "" && e.SetName != name {
-		ip("link set dev %s down", name)
-		ip("link set dev %s name %s", name, e.SetName)
+		run("ip link set dev %s down", name)
+		run("ip link set dev %s name %s", name, e.SetName)
 		name = e.SetName
 	}
 	if e.MTU != 0 {
-		ip("link set dev %s mtu %d", name, e.MTU)
+		run("ip link set dev %s mtu %d", name, e.MTU)
 	}
-	ip("link set dev %s up", name)
+	if e.AcceptRA != nil && !*e.AcceptRA {
+		run("sysctl -q -w net/ipv6/conf/%s/accept_ra=0", name)
+	}
+	// Duplicate address detection would leave an IPv6 address unusable for a
+	// second; the pod network hands each out once.
+	run("sysctl -q -w net/ipv6/conf/%s/accept_dad=0", name)
+	run("ip link set dev %s up", name)
 	for _, address := range e.Addresses {
-		addr, _, err := net.ParseCIDR(address)
-		if err != nil {
+		if _, err := netip.ParsePrefix(address); err != nil {
 			return err
 		}
-		// Duplicate address detection would leave an IPv6 address unusable for a
-		// second; the pod network hands each out once.
-		suffix := ""
-		if addr.To4() == nil {
-			suffix = " nodad"
-		}
-		ip("addr add %s dev %s%s", address, name, suffix)
+		run("ip addr add %s dev %s", address, name)
 	}
 	for _, r := range e.allRoutes() {
 		// busybox ip has no onlink: a route to the gateway itself does the same.
 		if r.OnLink {
-			ip("route replace %s dev %s", r.Via, name)
+			run("ip route replace %s dev %s", r.Via, name)
 		}
-		ip("route replace %s%s", r.target(name), r.suffix())
+		run("ip route replace %s%s", r.target(name), r.suffix())
 	}
 	if e.DHCP4 {
 		p.dhcp = append(p.dhcp, name)
