@@ -90,9 +90,10 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 		return err
 	}
 
-	server, err := criserver.New(criserver.Options{
+	server, err := criserver.New(ctx, criserver.Options{
 		Layout: s.layout, Records: records, Images: images, Network: networks, Domains: domains, Grants: descriptors,
 		Accel: choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, Wrapper: s.wrapper,
+		StreamAddress: s.streamAddress, GuestHelper: s.guestHelper,
 		QEMUUser: qemu.User, Version: version, Logger: logger,
 	})
 	if err != nil {
@@ -110,6 +111,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return descriptors.Serve(ctx) })
 	group.Go(func() error { return server.Watch(ctx) })
+	group.Go(func() error { return server.ServeStreams(ctx) })
 	group.Go(func() error { return server.Maintain(ctx) })
 	group.Go(func() error { return serve(ctx, listener, server, logger) })
 	group.Go(func() error {
@@ -176,14 +178,17 @@ func (s *settings) complete() error {
 	if s.listen == "" {
 		s.listen = s.layout.Socket()
 	}
-	if s.wrapper == "" {
+	for name, program := range map[string]*string{"vmwrapper": &s.wrapper, "vmguest": &s.guestHelper} {
+		if *program != "" {
+			continue
+		}
 		self, err := os.Executable()
 		if err != nil {
-			return fmt.Errorf("find vmwrapper beside this program: %w", err)
+			return fmt.Errorf("find %s beside this program: %w", name, err)
 		}
-		s.wrapper = filepath.Join(filepath.Dir(self), "vmwrapper")
+		*program = filepath.Join(filepath.Dir(self), name)
 	}
-	for flag, path := range map[string]string{"--vmwrapper": s.wrapper, "--emulator": s.emulator} {
+	for flag, path := range map[string]string{"--vmwrapper": s.wrapper, "--vmguest": s.guestHelper, "--emulator": s.emulator} {
 		if _, err := os.Stat(path); err != nil {
 			return usageError{fmt.Errorf("%s: %w", flag, err)}
 		}

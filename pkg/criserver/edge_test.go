@@ -24,7 +24,7 @@ func TestToStatus(t *testing.T) {
 		{"deadline", fmt.Errorf("libvirt: %w", context.DeadlineExceeded), codes.DeadlineExceeded, "libvirt: context deadline exceeded"},
 		{"cancelled", context.Canceled, codes.Canceled, "context canceled"},
 		{"already a status", status.Error(codes.ResourceExhausted, "full"), codes.ResourceExhausted, "full"},
-		{"not built", notBuilt("exec", "use SSH"), codes.Unimplemented, "exec does not work with VM pods yet, use SSH"},
+		{"not built", fmt.Errorf("use SSH: %w", errdefs.ErrNotImplemented), codes.Unimplemented, "use SSH"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := status.Convert(toStatus(c.err))

@@ -118,6 +118,7 @@ func (s *Server) recordEnd(ctx context.Context, vm container, state libvirttools
 	if err := s.Domains.Undefine(ctx, vm.DomainUUID); err != nil {
 		s.Logger.WarnContext(ctx, "domain stays until the VM is removed", "container", vm.ID, "err", err)
 	}
+	s.access.commands.Forget(vm.ID)
 	s.exits.announce(vm.ID)
 	s.publish(vm.SandboxID, vm.ID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return nil

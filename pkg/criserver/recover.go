@@ -84,7 +84,9 @@ func (s *Server) sweepNetworks(ctx context.Context) {
 }
 
 // Close ends what runs in this process; VMs go on.
-func (s *Server) Close(ctx context.Context) error { return s.consoles.close(ctx) }
+func (s *Server) Close(ctx context.Context) error {
+	return errors.Join(s.access.close(), s.consoles.close(ctx))
+}
 
 func (s *Server) recoverContainer(ctx context.Context, vm container) error {
 	if !vm.Defined || vm.Removing {

@@ -2,6 +2,7 @@ package criserver
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 
@@ -38,6 +39,7 @@ type Domains interface {
 	State(ctx context.Context, uuid string) (libvirttools.State, error)
 	Owned(ctx context.Context) ([]libvirttools.OwnedDomain, error)
 	Watch(ctx context.Context, handle func(libvirttools.Event)) error
+	AgentCommand(ctx context.Context, uuid, command string) (string, error)
 }
 
 // Images holds the disk images that VMs boot from.
@@ -74,8 +76,12 @@ type Options struct {
 	Emulator     string                  // the QEMU that vmwrapper becomes
 	Wrapper      string                  // vmwrapper, the <emulator> of every domain
 	QEMUUser     User                    // owner of the files that QEMU writes
-	Version      string                  // Ambipod's own
-	Logger       *slog.Logger
+
+	StreamAddress string // loopback address for exec, attach and port-forward
+	GuestHelper   string // vmguest, which gives commands in guests their streams
+
+	Version string // Ambipod's own
+	Logger  *slog.Logger
 }
 
 // User is a user of this machine, by number.
@@ -92,6 +98,7 @@ type Server struct {
 	exits    *exits
 	events   *eventHub
 	consoles *consoles
+	access   access
 }
 
 var (
@@ -101,16 +108,20 @@ var (
 
 // New returns a server that knows the records but has not yet looked at what became
 // of their VMs; call Recover before serving, and Close at the end.
-func New(o Options) (*Server, error) {
+func New(ctx context.Context, o Options) (*Server, error) {
 	consoles, err := newConsoles(o.Logger)
 	if err != nil {
 		return nil, err
 	}
-	return &Server{
+	s := &Server{
 		Options:  o,
 		locks:    newKeyedMutex(),
 		exits:    newExits(),
 		events:   newEventHub(),
 		consoles: consoles,
-	}, nil
+	}
+	if s.access, err = newAccess(ctx, s); err != nil {
+		return nil, errors.Join(err, consoles.close(ctx))
+	}
+	return s, nil
 }

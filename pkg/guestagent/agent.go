@@ -102,13 +102,19 @@ func (a *Agent) explain(ctx context.Context, command string, err error) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s in %s: %w", command, a.name, ctx.Err())
 	case errors.Is(err, ErrNoAgent), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s has no guest agent that answers: install and start qemu-guest-agent in the guest (channel %s), "+
-			"or wait until the guest has booted: %w", a.name, Channel, ErrNoAgent)
+		return noAgent(fmt.Sprintf("%s has no guest agent that answers: install and start qemu-guest-agent in the guest (channel %s), "+
+			"or wait until the guest has booted", a.name, Channel))
 	case errdefs.IsAborted(err):
 		return fmt.Errorf("guest agent of %s refused %s: %s: %w", a.name, command, quote(err.Error()), errdefs.ErrAborted)
 	}
 	return fmt.Errorf("%s in %s: %w", command, a.name, err)
 }
+
+// noAgent is the whole sentence of an ErrNoAgent.
+type noAgent string
+
+func (e noAgent) Error() string { return string(e) }
+func (noAgent) Unwrap() error   { return ErrNoAgent }
 
 // decode reads the one JSON object that an answer may consist of.
 func decode(answer string, result any) error {

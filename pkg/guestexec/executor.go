@@ -29,6 +29,7 @@ var ErrUnsupported = fmt.Errorf("commands with streams do not work in this guest
 // VM is where a command is to run.
 type VM struct {
 	ID     string // of the container, for logs and for Forget
+	Name   string // what errors call it
 	Socket string // of the VM's wire.Port
 	Agent  *guestagent.Agent
 }
@@ -87,15 +88,15 @@ func New(o Options) *Executor {
 // conversation off.
 func (e *Executor) Run(ctx context.Context, vm VM, c Command) (int, error) {
 	if len(c.Argv) == 0 || c.Argv[0] == "" {
-		return 0, fmt.Errorf("run a command in VM %s: no command given: %w", vm.ID, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("run a command in %s: no command given: %w", vm.Name, errdefs.ErrInvalidArgument)
 	}
 	s, err := e.session(ctx, vm)
 	if err != nil {
-		return 0, fmt.Errorf("run %s in VM %s: %w", c.Argv[0], vm.ID, err)
+		return 0, fmt.Errorf("run %s in %s: %w", c.Argv[0], vm.Name, err)
 	}
 	code, err := s.run(ctx, c)
 	if err != nil {
-		return 0, fmt.Errorf("run %s in VM %s: %w", c.Argv[0], vm.ID, err)
+		return 0, fmt.Errorf("run %s in %s: %w", c.Argv[0], vm.Name, err)
 	}
 	return code, nil
 }

@@ -111,7 +111,7 @@ func (g *fakeGuest) executor() *guestexec.Executor {
 }
 
 func (g *fakeGuest) vm() guestexec.VM {
-	return guestexec.VM{ID: "vm", Socket: g.socket, Agent: guestagent.New(g, "uuid", "VM vm")}
+	return guestexec.VM{ID: "vm", Name: "VM vm", Socket: g.socket, Agent: guestagent.New(g, "uuid", "VM vm")}
 }
 
 // AgentCommand is the guest's agent. All that it is asked for is to receive the

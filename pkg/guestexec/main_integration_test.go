@@ -159,7 +159,7 @@ func (g *realGuest) agent() *guestagent.Agent {
 }
 
 func (g *realGuest) vm() guestexec.VM {
-	return guestexec.VM{ID: "test", Socket: g.domain.ExecSocket, Agent: g.agent()}
+	return guestexec.VM{ID: "test", Name: "VM test", Socket: g.domain.ExecSocket, Agent: g.agent()}
 }
 
 func (g *realGuest) executor(t *testing.T) *guestexec.Executor {
