@@ -36,6 +36,9 @@ func Next(src []byte) (Field, []byte, error) {
 	if tagLen < 0 {
 		return Field{}, nil, malformed(protowire.ParseError(tagLen))
 	}
+	if number > protowire.MaxValidNumber { // ConsumeTag lets more pass than decoders do
+		return Field{}, nil, malformed(fmt.Errorf("field number %d is too large", number))
+	}
 	valueLen := protowire.ConsumeFieldValue(number, typ, src[tagLen:])
 	if valueLen < 0 {
 		return Field{}, nil, malformed(protowire.ParseError(valueLen))
