@@ -33,6 +33,7 @@ type download struct {
 	part     *partial
 	store    *Store
 	transfer *transfer
+	cancel   context.CancelFunc // makes all reads fail
 
 	pos      int64 // of the next byte for the reader
 	body     *body // nil between connections

@@ -125,20 +125,22 @@ func (s *Store) downloadOnce(ctx context.Context, j job, t *transfer) (_ landing
 	if err != nil {
 		return landing{}, err
 	}
-	d := &download{place: j.place, part: part, store: s, transfer: t}
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	d := &download{place: j.place, part: part, store: s, transfer: t, cancel: cancel}
 	defer func() {
 		// What broke off can go on; what was judged bad is of no use.
 		keep := err != nil && (ctx.Err() != nil || errors.Is(err, errTemporary))
 		err = join(err, d.disconnect(), part.close(keep))
 	}()
-	if err := d.connect(ctx); err != nil {
+	if err := d.connect(reading); err != nil {
 		return landing{}, err
 	}
 	if r := s.index.byDigest(j.digest); r != nil {
 		// The server let us in, and no byte can differ from what is stored.
 		return landing{id: r.ID, digest: j.digest, unchanged: true}, nil
 	}
-	got, err := s.receive(ctx, d, j.layer)
+	got, err := s.receive(reading, d, j.layer)
 	if err != nil {
 		return landing{}, err
 	}

@@ -47,8 +47,9 @@ func (s *Store) receive(ctx context.Context, d *download, layer bool) (received,
 		return s.receivePlain(d, head, all)
 	}
 	hash := sha256.New()
-	sent := io.TeeReader(all, hash)
-	got, err := s.receiveWrapped(ctx, d, w, sent, layer)
+	ahead := newReadAhead(io.TeeReader(all, hash))
+	got, err := s.receiveWrapped(ctx, d, w, ahead, layer)
+	ahead.stop()
 	if err != nil {
 		return received{}, err
 	}
@@ -81,14 +82,21 @@ func (s *Store) receivePlain(d *download, head []byte, all io.Reader) (received,
 
 // receiveWrapped stores the unwrapped disk beside the partial file.
 func (s *Store) receiveWrapped(ctx context.Context, d *download, w wrapper, sent io.Reader, layer bool) (got received, err error) {
+	defer func() {
+		if err != nil {
+			d.cancel() // else a byte that may never come would be awaited
+		}
+	}()
 	plain, err := s.unwrap(ctx, w, sent)
 	if err != nil {
 		return received{}, err
 	}
 	defer func() {
-		// After an error, all that closing could say has been said.
-		if closeErr := plain.Close(); err == nil {
-			err = closeErr
+		if err != nil {
+			d.cancel()        // before Close, for the same reason
+			_ = plain.Close() // all that it could say has been said
+		} else {
+			err = plain.Close()
 		}
 	}()
 	head, err := peek(plain)
@@ -119,13 +127,14 @@ func (s *Store) unpackDisk(path string, head []byte, all io.Reader) (id string, 
 	if err != nil {
 		return "", 0, writeError("unpack image", err)
 	}
+	sparse := &sparseWriter{file: file}
 	defer func() {
-		if closeErr := file.Close(); closeErr != nil {
+		if closeErr := sparse.Close(); closeErr != nil {
 			err = join(err, writeError("unpack image", closeErr))
 		}
 	}()
 	flush := flusher(file)
-	return copyHashed(file, &limitedReader{r: all, left: s.opts.MaxSize, limit: s.opts.MaxSize}, func(size int64) error {
+	return copyHashed(sparse, &limitedReader{r: all, left: s.opts.MaxSize, limit: s.opts.MaxSize}, func(size int64) error {
 		if size%flushEvery < copyBuffer {
 			if err := s.checkFree(0); err != nil {
 				return err

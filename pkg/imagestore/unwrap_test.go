@@ -51,6 +51,22 @@ func TestWrappedImages(t *testing.T) {
 	}
 }
 
+func TestUnpackedZerosTakeNoRoom(t *testing.T) {
+	const size = 64 << 20
+	disk := append(imagetest.Raw("sparse", 1<<20), make([]byte, size-1<<20)...)
+	copy(disk[32<<20:], "something in the middle")
+	srv := serve(t, map[string][]byte{"/d": zstded(t, disk)})
+	s := openStore(t)
+	image := pull(t, s, srv.name("/d"))
+	stored, err := os.ReadFile(image.Path)
+	if err != nil || !bytes.Equal(stored, disk) {
+		t.Fatalf("stored %d bytes, %v; want %d", len(stored), err, len(disk))
+	}
+	if usage, err := s.Usage(); err != nil || usage.Bytes > 4<<20 {
+		t.Errorf("the store takes %d bytes (%v) for 1 MiB of data", usage.Bytes, err)
+	}
+}
+
 func TestMissingProgramsAreNamed(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	srv := serve(t, map[string][]byte{"/qcow2": imagetest.QCOW2("a"), "/xz": []byte("\xfd7zXZ\x00 and so on")})
