@@ -98,7 +98,7 @@ func badConfigs() []badConfig {
 		{change("runtimeHandlers: [vm]", "runtimeHandlers: [vm, vm]"), `line 13, backends[1].runtimeHandlers[1]: runtime handler "vm" already belongs to backend vm`},
 		{change("runtimeHandlers: [vm]", "runtimeHandlers: [1]"), "line 13, backends[1].runtimeHandlers[0]: must be a string"},
 		{change("listen: /run/x.sock", "listen: 7"), "line 2, listen: must be a string"},
-		{change("listen: /run/x.sock", "listen: /" + strings.Repeat("x", 107)), "line 2, listen: the path has 108 bytes, at most 107 fit into a socket address"},
+		{change("listen: /run/x.sock", "listen: /"+strings.Repeat("x", 107)), "line 2, listen: the path has 108 bytes, at most 107 fit into a socket address"},
 		{change("unix:/run/m.sock", "9100"), "line 4, metricsAddress: must be a string"},
 		{change("unix:/run/m.sock", "localhost"), `line 4, metricsAddress: "localhost" is neither host:port nor unix:/path`},
 		{change("backends:\n", "backends: {}\nx:\n"), "line 5, backends: must be a list"},

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/proxy/wire"
 )
@@ -66,24 +67,26 @@ func seed(f *testing.F, rules []*rule, direction string) {
 // messages, in both directions.
 func FuzzRewriteAnswer(f *testing.F) {
 	rules := sortedRules(f)
+	kinds := allKinds(f)
 	seed(f, rules, "answer")
 	f.Fuzz(func(t *testing.T, which uint, message []byte) {
 		r := rules[which%uint(len(rules))]
-		checkRewrite(t, r.response, r.answer, message)
+		checkRewrite(t, r.response, r.answer, message, kinds)
 	})
 }
 
 // FuzzRewriteRequest does the same with requests.
 func FuzzRewriteRequest(f *testing.F) {
 	rules := sortedRules(f)
+	kinds := allKinds(f)
 	seed(f, rules, "request")
 	f.Fuzz(func(t *testing.T, which uint, message []byte) {
 		r := rules[which%uint(len(rules))]
-		checkRewrite(t, r.request, r.asks, message)
+		checkRewrite(t, r.request, r.asks, message, kinds)
 	})
 }
 
-func checkRewrite(t *testing.T, schema *wire.Schema, descriptor protoreflect.MessageDescriptor, message []byte) {
+func checkRewrite(t *testing.T, schema *wire.Schema, descriptor protoreflect.MessageDescriptor, message []byte, kinds wire.Kinds) {
 	t.Helper()
 	w := rewrites{prefix: "vm."}
 	source := bytes.Clone(message)
@@ -103,7 +106,7 @@ func checkRewrite(t *testing.T, schema *wire.Schema, descriptor protoreflect.Mes
 			t.Fatal("unchanged, but other bytes")
 		}
 		reference := proto.CloneOf(decoded)
-		rewriteDecoded(reference, edit)
+		rewriteReflected(reference, kinds, edit)
 		again := dynamicpb.NewMessage(descriptor)
 		if err := proto.Unmarshal(out, again); err != nil {
 			t.Fatalf("rewriting makes an unreadable message: %v", err)
@@ -135,15 +138,16 @@ func checkIdentity(t *testing.T, schema *wire.Schema, message []byte, w rewrites
 	}
 }
 
-// rewriteDecoded is the reference: it edits every field that the table names.
-func rewriteDecoded(m protoreflect.ProtoMessage, edit wire.Edit) {
-	kinds, err := collectKinds(m.ProtoReflect().Descriptor().ParentFile())
+func allKinds(t testing.TB) wire.Kinds {
+	t.Helper()
+	kinds, err := collectKinds(runtimeapi.File_staging_src_k8s_io_cri_api_pkg_apis_runtime_v1_api_proto)
 	if err != nil {
-		panic(err)
+		t.Fatal(err)
 	}
-	rewriteReflected(m.ProtoReflect(), kinds, edit)
+	return kinds
 }
 
+// rewriteReflected is the reference: it edits every field that the table names.
 func rewriteReflected(m protoreflect.Message, kinds wire.Kinds, edit wire.Edit) {
 	edited := func(kind wire.Kind, v protoreflect.Value) protoreflect.Value {
 		if head, tail, ok := edit(kind, []byte(v.String())); ok {
