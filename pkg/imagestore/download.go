@@ -14,6 +14,7 @@ const (
 	maxAttempts    = 5        // in a row without progress
 	progress       = 64 << 10 // bytes that make an attempt count as progress
 	maxRestarts    = 3        // of the whole download because the content changed
+	tellEvery      = 10 * time.Second
 	firstRetryWait = 200 * time.Millisecond
 	lastRetryWait  = 5 * time.Second
 )
@@ -38,8 +39,9 @@ type download struct {
 	pos      int64 // of the next byte for the reader
 	body     *body // nil between connections
 	watch    *watchdog
-	attempts int   // in a row without progress
-	fresh    int64 // bytes since attempts was set
+	attempts int       // in a row without progress
+	fresh    int64     // bytes since attempts was set
+	told     time.Time // when the log was last told of the progress
 }
 
 // connect opens a connection, waiting between attempts. It is called once before
@@ -168,6 +170,10 @@ func (d *download) keep(p []byte) error {
 	}
 	d.pos += int64(len(p))
 	d.transfer.add(len(p))
+	if now := d.store.now(); now.Sub(d.told) >= tellEvery {
+		d.told = now
+		d.store.tell(d.transfer.public(now))
+	}
 	if d.part.have > d.store.opts.MaxDownload {
 		return classed(errdefs.ErrResourceExhausted, "the image has more than %d bytes, the limit of downloads", d.store.opts.MaxDownload)
 	}

@@ -278,7 +278,7 @@ func TestSlowReaderIsNoStall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &download{place: newHTTPPlace(where, Credentials{}, origin{}), part: part, store: s, transfer: &transfer{}}
+	d := &download{place: newHTTPPlace(where, Credentials{}, origin{}), part: part, store: s, transfer: &transfer{fetched: s.counters.fetched}}
 	defer func() {
 		if err := errors.Join(d.disconnect(), part.close(false)); err != nil {
 			t.Error(err)

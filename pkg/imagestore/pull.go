@@ -59,6 +59,7 @@ func (s *Store) fetch(ctx context.Context, ref Reference, where location, c Cred
 	} else {
 		landed, err = s.fetchURL(ctx, ref, where, c)
 	}
+	s.counters.count(landed, err)
 	switch {
 	case err != nil:
 		s.log.Warn("image was not pulled", "image", ref.String(), "source", where.String(), "err", err)
@@ -106,7 +107,7 @@ type job struct {
 
 // download runs a job, again if the content changes on the way.
 func (s *Store) download(ctx context.Context, j job) (landing, error) {
-	t := s.transfers.begin(j.ref.String(), j.source, s.now())
+	t := s.transfers.begin(j.ref.String(), j.source, s.now(), s.counters.fetched)
 	defer s.transfers.end(t)
 	for restarts := 0; ; restarts++ {
 		landed, err := s.downloadOnce(ctx, j, t)
@@ -127,7 +128,7 @@ func (s *Store) downloadOnce(ctx context.Context, j job, t *transfer) (_ landing
 	}
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d := &download{place: j.place, part: part, store: s, transfer: t, cancel: cancel}
+	d := &download{place: j.place, part: part, store: s, transfer: t, cancel: cancel, told: s.now()}
 	defer func() {
 		// What broke off can go on; what was judged bad is of no use.
 		keep := err != nil && (ctx.Err() != nil || errors.Is(err, errTemporary))

@@ -82,18 +82,14 @@ func (s *Store) receivePlain(d *download, head []byte, all io.Reader) (received,
 
 // receiveWrapped stores the unwrapped disk beside the partial file.
 func (s *Store) receiveWrapped(ctx context.Context, d *download, w wrapper, sent io.Reader, layer bool) (got received, err error) {
-	defer func() {
-		if err != nil {
-			d.cancel() // else a byte that may never come would be awaited
-		}
-	}()
 	plain, err := s.unwrap(ctx, w, sent)
 	if err != nil {
+		d.cancel()
 		return received{}, err
 	}
 	defer func() {
 		if err != nil {
-			d.cancel()        // before Close, for the same reason
+			d.cancel()        // else a byte that may never come would be awaited
 			_ = plain.Close() // all that it could say has been said
 		} else {
 			err = plain.Close()

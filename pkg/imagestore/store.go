@@ -83,6 +83,7 @@ type Store struct {
 	flights flights
 
 	transfers   transfers
+	counters    *counters
 	translation *translation.Source
 
 	// commit serialises all that changes the index together with files, so that
@@ -111,6 +112,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		paths:       paths{o.Dir},
 		log:         o.Logger,
 		translation: translation.NewSource(o.TranslationDirs),
+		counters:    newCounters(),
 		checkDisk:   qemuImgCheck(o.QEMU),
 		reached:     func(step) error { return nil },
 		now:         time.Now,

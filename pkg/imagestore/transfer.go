@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Transfer is the progress of a running download.
@@ -23,7 +25,8 @@ type Transfer struct {
 type transfer struct {
 	name, source string
 	started      time.Time
-	resumed      atomic.Int64 // bytes that were here at the start
+	fetched      prometheus.Counter // of all transfers
+	resumed      atomic.Int64       // bytes that were here at the start
 	done         atomic.Int64
 	total        atomic.Int64
 }
@@ -34,7 +37,10 @@ func (t *transfer) expect(have, total int64) {
 	t.total.Store(total)
 }
 
-func (t *transfer) add(n int) { t.done.Add(int64(n)) }
+func (t *transfer) add(n int) {
+	t.done.Add(int64(n))
+	t.fetched.Add(float64(n))
+}
 
 func (t *transfer) public(now time.Time) Transfer {
 	p := Transfer{
@@ -57,8 +63,8 @@ type transfers struct {
 	running map[*transfer]struct{}
 }
 
-func (ts *transfers) begin(name, source string, now time.Time) *transfer {
-	t := &transfer{name: name, source: source, started: now}
+func (ts *transfers) begin(name, source string, now time.Time, fetched prometheus.Counter) *transfer {
+	t := &transfer{name: name, source: source, started: now, fetched: fetched}
 	t.resumed.Store(-1)
 	t.total.Store(-1)
 	ts.mu.Lock()
@@ -74,6 +80,12 @@ func (ts *transfers) end(t *transfer) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	delete(ts.running, t)
+}
+
+// tell logs how far a download is.
+func (s *Store) tell(t Transfer) {
+	s.log.Info("image download", "image", t.Name, "source", t.Source,
+		"done", t.Done, "total", t.Total, "rate", t.Rate, "remaining", t.Remaining.Round(time.Second))
 }
 
 // Progress tells of all running downloads, the oldest first.
