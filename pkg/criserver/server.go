@@ -14,6 +14,7 @@ import (
 	"github.com/ambipod/ambipod/pkg/metadata"
 	"github.com/ambipod/ambipod/pkg/network"
 	"github.com/ambipod/ambipod/pkg/network/fdserver"
+	"github.com/ambipod/ambipod/pkg/volumes"
 )
 
 // Network gives a sandbox its namespace and addresses, and a VM its taps.
@@ -59,6 +60,11 @@ type Grants interface {
 	Revoke(key string)
 }
 
+// Shares serves folders of this machine to VMs.
+type Shares interface {
+	Serve(ctx context.Context, share volumes.Share) (*volumes.Serving, error)
+}
+
 // Options is what a Server is made of; every field is required unless it says
 // otherwise.
 type Options struct {
@@ -68,6 +74,7 @@ type Options struct {
 	Network Network
 	Domains Domains
 	Grants  Grants
+	Shares  Shares
 
 	Accel        string                  // libvirttools.AccelKVM or AccelTCG
 	AccelReason  string                  // why it was chosen, for people
@@ -77,7 +84,7 @@ type Options struct {
 	Wrapper      string                  // vmwrapper, the <emulator> of every domain
 	QEMUUser     User                    // owner of the files that QEMU writes
 
-	StreamAddress string // loopback address for exec, attach and port-forward
+	StreamAddress string // for exec, attach and port-forward; see streaming.Options
 	GuestHelper   string // vmguest, which gives commands in guests their streams
 
 	Version string // Ambipod's own
