@@ -75,7 +75,9 @@ write_files:
 				MAC: mac(t, "52:54:00:aa:00:02"), Name: "net1",
 				Addresses: prefixes("192.168.7.2/32"),
 				Routes: []Route{
+					{To: netip.MustParsePrefix("169.254.1.1/32")},
 					{To: netip.MustParsePrefix("10.9.3.4/16"), Via: netip.MustParseAddr("169.254.1.1")},
+					{To: netip.MustParsePrefix("::/0"), Via: netip.MustParseAddr("fd00:20::1")},
 					{To: netip.MustParsePrefix("172.16.0.0/12")},
 				},
 			},

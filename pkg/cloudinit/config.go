@@ -21,7 +21,8 @@ type Config struct {
 	// SSHKeys are authorized for the image's default user, one
 	// authorized_keys line each.
 	SSHKeys []string
-	// MetaData replaces or adds top-level keys of the generated meta-data.
+	// MetaData replaces or adds top-level keys of the generated meta-data, which are
+	// named as NoCloud has them.
 	MetaData map[string]any
 	// UserData is what the pod's author supplies.
 	UserData UserData

@@ -15,8 +15,10 @@
 //   - Guests re-run first-boot work when the instance-id changes, and only then.
 //   - YAML readers disagree about odd characters, so content of files that is not
 //     plain text travels as base64.
-//   - Renderers other than netplan ignore on-link routes and need set-name to know
-//     which interface is meant; see NetworkConfig.
+//   - Renderers other than netplan ignore on-link routes, so that guests without it
+//     reach a gateway outside their subnet by DHCP only; that for Debian's ifupdown
+//     fails on routes without gateway. All others need set-name to know which
+//     interface is meant.
 //   - Writing the image stages its files in a private folder under os.TempDir,
 //     because the library does. A daemon should point TMPDIR to a folder of its
 //     own and empty it at start.

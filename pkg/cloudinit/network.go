@@ -131,6 +131,7 @@ type ethernetDocument struct {
 	AcceptRA    *bool                `yaml:"accept-ra,omitempty"`
 	MTU         int                  `yaml:"mtu,omitempty"`
 	Addresses   []string             `yaml:"addresses,omitempty"`
+	Gateway6    string               `yaml:"gateway6,omitempty"`
 	Routes      []routeDocument      `yaml:"routes,omitempty"`
 	Nameservers *nameserversDocument `yaml:"nameservers,omitempty"`
 }
@@ -166,9 +167,7 @@ func (i Interface) v2() ethernetDocument {
 	if i.hasIPv6() && !i.DHCP6 {
 		e.AcceptRA = new(bool) // the pod has the addresses it has, and no others
 	}
-	for _, r := range i.Routes {
-		e.Routes = append(e.Routes, i.route(r))
-	}
+	e.Gateway6, e.Routes = i.gatewayAndRoutes()
 	if len(i.DNS.Servers)+len(i.DNS.Search) > 0 {
 		e.Nameservers = &nameserversDocument{Search: i.DNS.Search}
 		for _, server := range i.DNS.Servers {
@@ -176,6 +175,29 @@ func (i Interface) v2() ethernetDocument {
 		}
 	}
 	return e
+}
+
+// gatewayAndRoutes takes the first IPv6 default route for the key gateway6:
+// cloud-init 22.4 makes ::/64 of a route to ::/0 unless netplan renders it.
+func (i Interface) gatewayAndRoutes() (gateway6 string, routes []routeDocument) {
+	for _, r := range i.Routes {
+		switch {
+		case i.leadsToGateway(r):
+		case gateway6 == "" && r.Via.Is6() && r.To.Bits() == 0 && i.reaches(r.Via):
+			gateway6 = r.Via.String()
+		default:
+			routes = append(routes, i.route(r))
+		}
+	}
+	return gateway6, routes
+}
+
+// leadsToGateway tells whether a route only makes the gateway of another one
+// reachable. The key on-link does that too, whereas the renderer for Debian's
+// ifupdown fails altogether if any route lacks a gateway.
+func (i Interface) leadsToGateway(r Route) bool {
+	return !r.Via.IsValid() && r.To.IsSingleIP() &&
+		slices.ContainsFunc(i.Routes, func(other Route) bool { return other.Via == r.To.Addr() })
 }
 
 // route renders destinations as prefixes always: older versions do not know the
