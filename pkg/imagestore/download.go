@@ -98,7 +98,7 @@ func (d *download) checkRoom(total int64) error {
 	if total > d.store.opts.MaxDownload {
 		return classed(errdefs.ErrResourceExhausted, "the image has %d bytes; downloads are limited to %d", total, d.store.opts.MaxDownload)
 	}
-	return d.store.checkFree(max(total-d.part.have, 0))
+	return d.store.makeRoom(max(total-d.part.have, 0))
 }
 
 func (d *download) disconnect() error {

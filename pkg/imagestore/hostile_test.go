@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -314,6 +315,33 @@ func noiseOf(n int) []byte {
 		b[i] = byte(i*37 + 1)
 	}
 	return b
+}
+
+func TestForgottenPartialsMakeRoom(t *testing.T) {
+	srv := serve(t, map[string][]byte{"/d": imagetest.QCOW2("a")})
+	s := openStore(t)
+	part, err := openPartial(s.paths, hashKey("forgotten"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := join(part.begin(validator{Strong: true, Total: 9}), part.append([]byte("x")), part.close(true)); err != nil {
+		t.Fatal(err)
+	}
+	pull(t, s, srv.name("/d"))
+	if _, err := os.Stat(part.base + endingBytes); err != nil {
+		t.Errorf("with room enough, the partial download: %v", err)
+	}
+	s.opts.MinFree = 1 << 60
+	_, err = s.Pull(t.Context(), Prefix+"http/"+strings.TrimPrefix(srv.URL, "http://")+"/d:again", Credentials{})
+	if err != nil {
+		t.Fatalf("an unchanged image needs no room: %v", err)
+	}
+	srv.put("/d", imagetest.QCOW2("b"))
+	_, err = s.Pull(t.Context(), srv.name("/d"), Credentials{})
+	checkRefusal(t, err, errdefs.IsResourceExhausted, "no room for the image")
+	if _, err := os.Stat(part.base + endingBytes); !os.IsNotExist(err) {
+		t.Errorf("without room, the partial download: %v; want it gone", err)
+	}
 }
 
 func TestRefusedConnection(t *testing.T) {

@@ -63,7 +63,7 @@ func (s *Store) unpackEntry(to string, header *tar.Header, archive io.Reader) (i
 	if header.Size > s.opts.MaxSize {
 		return "", 0, classed(errdefs.ErrResourceExhausted, "the disk %q has %d bytes; at most %d are allowed", header.Name, header.Size, s.opts.MaxSize)
 	}
-	if err := s.checkFree(header.Size); err != nil {
+	if err := s.makeRoom(header.Size); err != nil {
 		return "", 0, err
 	}
 	head, err := peek(archive)

@@ -19,8 +19,7 @@ const (
 	copyBuffers = 4
 	// headSize is how much is looked at before the rest is fetched.
 	headSize = 36 << 10
-	// flushEvery is after how many bytes the kernel is asked to start writing, so
-	// that the final sync has little left to do.
+	// flushEvery is after how many bytes a growing file is looked after.
 	flushEvery = 32 << 20
 )
 
@@ -75,7 +74,7 @@ func (s *Store) receivePlain(d *download, head []byte, all io.Reader) (received,
 	got := received{path: d.part.base + endingBytes}
 	var err error
 	limited := &limitedReader{r: all, left: s.opts.MaxSize, limit: s.opts.MaxSize}
-	got.digest, got.size, err = copyHashed(io.Discard, limited, flusher(d.part.file))
+	got.digest, got.size, err = copyHashed(io.Discard, limited, s.growing(d.part.file))
 	got.id, got.from = got.digest, d.part.validator
 	return got, err
 }
@@ -129,15 +128,8 @@ func (s *Store) unpackDisk(path string, head []byte, all io.Reader) (id string, 
 			err = join(err, writeError("unpack image", closeErr))
 		}
 	}()
-	flush := flusher(file)
-	return copyHashed(sparse, &limitedReader{r: all, left: s.opts.MaxSize, limit: s.opts.MaxSize}, func(size int64) error {
-		if size%flushEvery < copyBuffer {
-			if err := s.checkFree(0); err != nil {
-				return err
-			}
-		}
-		return flush(size)
-	})
+	limited := &limitedReader{r: all, left: s.opts.MaxSize, limit: s.opts.MaxSize}
+	return copyHashed(sparse, limited, s.growing(file))
 }
 
 // limitedReader fails, instead of ending, at its limit.
@@ -191,20 +183,35 @@ func copyHashed(w io.Writer, r io.Reader, moved func(int64) error) (digest strin
 	return hex.EncodeToString(hash.Sum(nil)), size, nil
 }
 
-// flusher makes the kernel write a file out while it grows.
-func flusher(file *os.File) func(int64) error {
-	var asked int64
+// growing looks after a file while it grows: there must be room for more, and the
+// kernel writes it out, so that the final sync has little left to do.
+func (s *Store) growing(file *os.File) func(int64) error {
+	var seen int64
 	return func(size int64) error {
-		if size-asked >= flushEvery {
-			// Only a hint: the sync before the file is placed tells of errors.
-			_ = unix.SyncFileRange(int(file.Fd()), asked, size-asked, unix.SYNC_FILE_RANGE_WRITE)
-			asked = size
+		if size-seen < flushEvery {
+			return nil
 		}
-		return nil
+		// Only a hint: the sync before the file is placed tells of errors.
+		_ = unix.SyncFileRange(int(file.Fd()), seen, size-seen, unix.SYNC_FILE_RANGE_WRITE)
+		seen = size
+		return s.checkFree(0)
 	}
 }
 
-// checkFree refuses to begin what the file system has no room for.
+// makeRoom refuses to begin what the file system has no room for, even without
+// the partial downloads that nobody waits for.
+func (s *Store) makeRoom(need int64) error {
+	err := s.checkFree(need)
+	if err == nil {
+		return nil
+	}
+	if err := s.dropPartials(0); err != nil {
+		return err
+	}
+	return s.checkFree(need)
+}
+
+// checkFree tells whether the file system has room for so many bytes more.
 func (s *Store) checkFree(need int64) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.paths.dir, &st); err != nil {
