@@ -37,7 +37,7 @@ write_files:
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	g := boot(t, ide, cloudinit.Config{
+	g := boot(t, ide, nocloud, cloudinit.Config{
 		InstanceID: "boot-test-1", Hostname: "boot-test.example.org", SSHKeys: []string{sshKey},
 		UserData: cloudinit.UserData{Document: document},
 		WriteFiles: []cloudinit.WriteFile{
@@ -121,7 +121,7 @@ func TestGuestWithStaticNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := boot(t, scsi, cloudinit.Config{
+	g := boot(t, scsi, nocloud, cloudinit.Config{
 		InstanceID: "static-test-1", Hostname: "static-test",
 		Network: &cloudinit.NetworkConfig{Interfaces: []cloudinit.Interface{{
 			MAC: mac, Name: "pod0", MTU: 1400,
@@ -134,10 +134,11 @@ func TestGuestWithStaticNetwork(t *testing.T) {
 			},
 			DNS: cloudinit.DNS{Servers: []netip.Addr{netip.MustParseAddr("10.0.2.3")}, Search: []string{"example.org", "example.net"}},
 		}}},
-		UserData: cloudinit.UserData{Raw: []byte("#!/bin/sh\necho \"script of $(hostname)\"\n")},
+		UserData: cloudinit.UserData{Raw: []byte("#!/bin/sh\n. /etc/cloud/environment\necho \"script of $(hostname): $GREETING\"\n")},
+		Env:      []cloudinit.EnvVar{{Name: "GREETING", Value: "hello"}}, // comes as vendor-data
 	})
 	g.console.await("cloudlite: pod0 has 10.0.2.15/32, fd00:10::15/64 (static)")
-	g.console.await("static-test login: ", "script of static-test", "cloudlite: final stage done")
+	g.console.await("static-test login: ", "script of static-test: hello", "cloudlite: final stage done")
 
 	g.expect("ip -o -4 addr show dev pod0 | awk '{ print $4 }'", "10.0.2.15/32\n")
 	g.expect("ip -o -6 addr show dev pod0 scope global | awk '{ print $4 }'", "fd00:10::15/64\n")
@@ -151,4 +152,31 @@ func TestGuestWithStaticNetwork(t *testing.T) {
 	}
 	g.monitor.command(t, "system_powerdown", nil, nil)
 	g.awaitEnd()
+}
+
+// A config drive says the same as a NoCloud seed.
+func TestGuestWithConfigDrive(t *testing.T) {
+	mac, err := net.ParseMAC(guestMAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := boot(t, ide, configDrive, cloudinit.Config{
+		InstanceID: "drive-test-1", Hostname: "drive-test", SSHKeys: []string{sshKey},
+		Network: &cloudinit.NetworkConfig{Interfaces: []cloudinit.Interface{{
+			MAC: mac, Name: "eth0",
+			Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.15/24"), netip.MustParsePrefix("fd00:10::15/64")},
+			Routes:    []cloudinit.Route{{To: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.0.2.2")}},
+			DNS:       cloudinit.DNS{Servers: []netip.Addr{netip.MustParseAddr("10.0.2.3")}, Search: []string{"example.org"}},
+		}}},
+		WriteFiles: []cloudinit.WriteFile{{Path: "/etc/from-drive", Content: []byte("drive\n")}},
+	})
+	g.console.await("cloudlite: eth0 has 10.0.2.15/24, fd00:10::15/64 (static)")
+	g.console.await("drive-test login: ", "cloudlite: final stage done")
+
+	g.expect("cat /etc/from-drive /root/.ssh/authorized_keys", "drive\n"+sshKey+"\n")
+	g.expect("ip -o -6 addr show dev eth0 | awk '{ print $4 }' | grep -c fd00:10::15/64", "1\n")
+	g.expect("cat /etc/resolv.conf", "search example.org\nnameserver 10.0.2.3\n")
+	if page := g.fetch("/"); !strings.Contains(page, "Hello from drive-test,") {
+		t.Errorf("the start page does not name the host: %q", page)
+	}
 }

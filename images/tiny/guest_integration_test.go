@@ -68,8 +68,19 @@ var (
 
 const guestMAC = "52:54:00:12:34:56"
 
+// datasource is a way to tell a guest about itself.
+type datasource struct {
+	label string
+	build func(cloudinit.Config) (cloudinit.Files, error)
+}
+
+var (
+	nocloud     = datasource{cloudinit.LabelNoCloud, cloudinit.NoCloud}
+	configDrive = datasource{cloudinit.LabelConfigDrive, cloudinit.ConfigDrive}
+)
+
 // boot starts a guest on a disk of 1 GiB over the image.
-func boot(t *testing.T, h hardware, config cloudinit.Config) *guest {
+func boot(t *testing.T, h hardware, source datasource, config cloudinit.Config) *guest {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "tiny") //nolint:usetesting // socket paths must be short
 	if err != nil {
@@ -78,11 +89,11 @@ func boot(t *testing.T, h hardware, config cloudinit.Config) *guest {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	root, seed := filepath.Join(dir, "root.qcow2"), filepath.Join(dir, "seed.iso")
 	makeRoot(t, root)
-	files, err := cloudinit.NoCloud(config)
+	files, err := source.build(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cloudinit.WriteISO(seed, cloudinit.LabelNoCloud, files); err != nil {
+	if err := cloudinit.WriteISO(seed, source.label, files); err != nil {
 		t.Fatal(err)
 	}
 	g := &guest{t: t, port: freePort(t)}

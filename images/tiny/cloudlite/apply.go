@@ -63,6 +63,9 @@ func (m machine) local(find func() (seed, error)) error {
 	problems := []error{err}
 	user, err := parseUserData(s.userData)
 	problems = append(problems, err)
+	vendor, err := parseUserData(s.vendorData)
+	problems = append(problems, err)
+	user.config.complete(vendor.config)
 
 	for _, key := range user.config.unknownKeys() {
 		m.sayf("user-data: %s is not understood by this guest", key)

@@ -297,6 +297,79 @@ func TestReadSeed(t *testing.T) {
 	}
 }
 
+// A config drive says the same as a seed.
+func TestReadDrive(t *testing.T) {
+	s, err := readDrive(fstest.MapFS{
+		"openstack/latest/meta_data.json":   {Data: []byte(`{"uuid": "one", "hostname": "web", "public_keys": {"0": "ssh-rsa AAAA"}}`)},
+		"openstack/latest/user_data":        {Data: []byte("#!/bin/sh\nscript\n")},
+		"openstack/latest/vendor_data.json": {Data: []byte(`{"cloud-init": "#cloud-config\nwrite_files: [{path: /etc/v, content: v}]\n"}`)},
+		"openstack/latest/network_data.json": {Data: []byte(`{
+			"links": [{"id": "a", "name": "pod0", "type": "phy", "ethernet_mac_address": "52:54:00:00:00:01", "mtu": 1400}],
+			"networks": [
+				{"link": "a", "type": "ipv4", "ip_address": "10.1.0.5", "netmask": "255.255.255.0", "dns_search": ["a.example"],
+				 "routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.1.0.1"}]},
+				{"link": "a", "type": "ipv6", "ip_address": "fd00::5", "netmask": "ffff:ffff:ffff:ffff::",
+				 "routes": [{"network": "::", "netmask": "::", "gateway": "fe80::1"}]}],
+			"services": [{"type": "dns", "address": "10.0.0.10"}]}`)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t)
+	if err := r.boot(s); err != nil {
+		t.Fatal(err)
+	}
+	r.expectCommands(
+		"hostname web",
+		"ip link set dev eth0 down",
+		"ip link set dev eth0 name pod0",
+		"ip link set dev pod0 mtu 1400",
+		"sysctl -q -w net/ipv6/conf/pod0/accept_dad=0",
+		"ip link set dev pod0 up",
+		"ip addr add 10.1.0.5/24 dev pod0",
+		"ip addr add fd00::5/64 dev pod0",
+		"ip route replace 0.0.0.0/0 via 10.1.0.1 dev pod0",
+		"ip route replace ::/0 via fe80::1 dev pod0",
+	)
+	r.expectFile("/etc/resolv.conf", "search a.example\nnameserver 10.0.0.10\n")
+	r.expectFile("/root/.ssh/authorized_keys", "ssh-rsa AAAA\n")
+	r.expectFile("/etc/v", "v")
+	r.expectFile(scriptFile, "#!/bin/sh\nscript\n")
+}
+
+func TestReadDriveRefusals(t *testing.T) {
+	meta := &fstest.MapFile{Data: []byte("{}")}
+	for name, files := range map[string]fstest.MapFS{
+		"no meta-data":     {"openstack/latest/user_data": {Data: []byte("x")}},
+		"meta-data broken": {"openstack/latest/meta_data.json": {Data: []byte("{")}},
+		"vendor broken":    {"openstack/latest/meta_data.json": meta, "openstack/latest/vendor_data.json": {Data: []byte("[]")}},
+		"network broken":   {"openstack/latest/meta_data.json": meta, "openstack/latest/network_data.json": {Data: []byte("[]")}},
+		"wrong netmask": {"openstack/latest/meta_data.json": meta, "openstack/latest/network_data.json": {Data: []byte(
+			`{"links": [{"id": "a"}], "networks": [{"link": "a", "type": "ipv4", "ip_address": "10.0.0.1", "netmask": "ffff::"}]}`)}},
+		"unknown type": {"openstack/latest/meta_data.json": meta, "openstack/latest/network_data.json": {Data: []byte(
+			`{"links": [{"id": "a"}], "networks": [{"link": "a", "type": "ipx"}]}`)}},
+	} {
+		if _, err := readDrive(files); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// User-data wins over vendor-data, key by key.
+func TestVendorData(t *testing.T) {
+	r := newRig(t)
+	err := r.boot(seed{
+		metaData:   []byte("instance-id: x\n"),
+		userData:   []byte("#cloud-config\nbootcmd: [user]\n"),
+		vendorData: []byte("#cloud-config\nbootcmd: [vendor]\nhostname: web\nwrite_files: [{path: /etc/v}]\n"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.expectCommands("hostname web", "/bin/sh -c user")
+	r.expectFile("/etc/v", "")
+}
+
 func TestISOLabel(t *testing.T) {
 	disk := make([]byte, descriptorOffset+2048)
 	copy(disk[descriptorOffset:], "\x01CD001\x01")

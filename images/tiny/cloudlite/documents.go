@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/base64"
 	"fmt"
@@ -32,6 +33,23 @@ type cloudConfig struct {
 
 	// Rest collects the keys that are not understood.
 	Rest map[string]any `yaml:",inline"`
+}
+
+// complete takes over what a second document says and this one does not.
+func (c *cloudConfig) complete(other cloudConfig) {
+	c.Hostname, c.FQDN = cmp.Or(c.Hostname, other.Hostname), cmp.Or(c.FQDN, other.FQDN)
+	c.SSHAuthorizedKeys = firstOf(c.SSHAuthorizedKeys, other.SSHAuthorizedKeys)
+	c.WriteFiles = firstOf(c.WriteFiles, other.WriteFiles)
+	c.Mounts = firstOf(c.Mounts, other.Mounts)
+	c.BootCmd = firstOf(c.BootCmd, other.BootCmd)
+	c.RunCmd = firstOf(c.RunCmd, other.RunCmd)
+}
+
+func firstOf[S ~[]E, E any](first, second S) S {
+	if len(first) > 0 {
+		return first
+	}
+	return second
 }
 
 // userData is either a script or a cloud-config.

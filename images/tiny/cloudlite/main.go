@@ -1,14 +1,17 @@
 // Cloudlite is the tiny guest's first-boot agent: a subset of cloud-init that
 // fits into a few megabytes and starts at once even on an emulated CPU.
 //
-// It reads a NoCloud seed, an ISO 9660 file system labelled cidata, and knows of
+// It reads a NoCloud seed, an ISO 9660 file system labelled cidata, or OpenStack's
+// config drive, labelled config-2, and knows of
 //
 //   - meta-data: instance-id, local-hostname, public-keys;
 //   - user-data: a script ("#!") or a "#cloud-config" with hostname, fqdn,
 //     ssh_authorized_keys, write_files, mounts, bootcmd and runcmd;
 //     gzip is unpacked;
+//   - vendor-data: the same, for keys that user-data lacks;
 //   - network-config version 2: ethernets matched by MAC address or name, with
-//     set-name, dhcp4, addresses, routes, mtu and nameservers.
+//     set-name, dhcp4, addresses, routes, mtu and nameservers; and the like of it
+//     in network_data.json.
 //
 // As with cloud-init, hostname, network, mounts and bootcmd are applied at each
 // boot, and files, keys and runcmd once for each instance-id. What it does not

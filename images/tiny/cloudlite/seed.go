@@ -13,11 +13,11 @@ import (
 )
 
 // errNoSeed says that no disk carries a seed; the guest then boots with defaults.
-var errNoSeed = errors.New("no disk is labelled cidata")
+var errNoSeed = errors.New("no disk is labelled cidata or config-2")
 
 // seed is the raw content of a NoCloud file system; a missing file is empty.
 type seed struct {
-	metaData, userData, networkConfig []byte
+	metaData, userData, vendorData, networkConfig []byte
 }
 
 // Where ISO 9660 keeps its first volume descriptor (ECMA-119, 8.4).
@@ -38,8 +38,11 @@ func findSeed() (seed, error) {
 	}
 	for _, device := range devices {
 		path := filepath.Join("/dev", device.Name())
-		if strings.EqualFold(isoLabel(path), "cidata") {
-			return mountAndRead(path, "/run/tiny/seed")
+		switch strings.ToLower(isoLabel(path)) {
+		case "cidata":
+			return mountAndRead(path, "/run/tiny/seed", readSeed)
+		case "config-2":
+			return mountAndRead(path, "/run/tiny/seed", readDrive)
 		}
 	}
 	return seed{}, errNoSeed
@@ -62,14 +65,14 @@ func isoLabel(device string) string {
 	return strings.TrimRight(string(descriptor[labelOffset:]), " \x00")
 }
 
-func mountAndRead(device, dir string) (seed, error) {
+func mountAndRead(device, dir string, read func(fs.FS) (seed, error)) (seed, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return seed{}, fmt.Errorf("create mount point: %w", err)
 	}
 	if err := unix.Mount(device, dir, "iso9660", unix.MS_RDONLY, ""); err != nil {
 		return seed{}, fmt.Errorf("mount %s: %w", device, err)
 	}
-	s, err := readSeed(os.DirFS(dir))
+	s, err := read(os.DirFS(dir))
 	if err := unix.Unmount(dir, 0); err != nil {
 		return seed{}, fmt.Errorf("unmount %s: %w", device, err)
 	}
@@ -78,15 +81,16 @@ func mountAndRead(device, dir string) (seed, error) {
 
 func readSeed(dir fs.FS) (seed, error) {
 	var s seed
-	for _, file := range []struct {
-		name string
-		data *[]byte
-	}{
-		{"meta-data", &s.metaData},
-		{"user-data", &s.userData},
-		{"network-config", &s.networkConfig},
-	} {
-		info, err := fs.Stat(dir, file.name)
+	err := readFiles(dir, map[string]*[]byte{
+		"meta-data": &s.metaData, "user-data": &s.userData, "vendor-data": &s.vendorData, "network-config": &s.networkConfig,
+	})
+	return s, err
+}
+
+// readFiles reads those of the named files that exist.
+func readFiles(dir fs.FS, files map[string]*[]byte) error {
+	for name, data := range files {
+		info, err := fs.Stat(dir, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -94,11 +98,11 @@ func readSeed(dir fs.FS) (seed, error) {
 			err = fmt.Errorf("larger than %d bytes", maxSeedFile)
 		}
 		if err == nil {
-			*file.data, err = fs.ReadFile(dir, file.name)
+			*data, err = fs.ReadFile(dir, name)
 		}
 		if err != nil {
-			return seed{}, fmt.Errorf("read %s of the seed: %w", file.name, err)
+			return fmt.Errorf("read %s of the seed: %w", name, err)
 		}
 	}
-	return s, nil
+	return nil
 }
