@@ -46,7 +46,7 @@ conformance: ## compare critest against containerd with critest through criproxy
 
 bench: ## measure what criproxy and vmruntime cost
 	@hack/setup.sh test
-	@hack/test.sh bench
+	@go run ./tests/bench
 
 lint: ## check Go code and shell scripts
 	@hack/setup.sh lint

@@ -6,7 +6,6 @@
 #   integration  files with the build tag integration: real daemons, as root
 #   e2e          files with the build tag e2e: a real kubelet, as root;
 #                the environment's E2E_RUN chooses tests by a regular expression
-#   bench        benchmarks; prints their figures and no counts
 set -euo pipefail
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -63,23 +62,16 @@ summary() {
 }
 
 failed=0
-counted=''
 for ring; do
 	case $ring in
 	unit)
 		go_test unit -race -timeout 10m ./...
-		counted=yes
 		;;
 	integration)
 		tagged_ring integration
-		counted=yes
 		;;
 	e2e)
 		tagged_ring e2e "${E2E_RUN:-}"
-		counted=yes
-		;;
-	bench)
-		go test -tags integration,e2e -p 1 -timeout 40m -run '^$' -bench . -benchmem ./... || failed=1
 		;;
 	*)
 		printf 'hack/test.sh: unknown ring "%s"; see the list at the top of the script\n' "$ring" >&2
@@ -87,5 +79,5 @@ for ring; do
 		;;
 	esac
 done
-[ -z "$counted" ] || summary
+summary
 exit $failed

@@ -23,7 +23,7 @@ func newUp(o *options) *cobra.Command {
 		Example: `  make up
   . _run/env
   sed "s|image: .*|image: $VM_IMAGE|" examples/vm-pod.yaml >"$STATIC_PODS/vm.yaml"
-  $CRICTL -r "unix://$CRIPROXY_SOCK" pods`,
+  $CRICTL pods`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return up(cmd.Context(), o) },
 	}
@@ -69,8 +69,9 @@ The node is up. Its addresses are in %s; from the top of the checkout:
   sed "s|image: .*|image: $VM_IMAGE|" examples/vm-pod.yaml >"$STATIC_PODS/vm.yaml"
   sed "s|image: .*|image: $CONTAINER_IMAGE|" examples/container-pod.yaml >"$STATIC_PODS/container.yaml"
   # look at them through the CRI, as kubelet does
-  $CRICTL -r "unix://$CRIPROXY_SOCK" pods
-  $CRICTL -r "unix://$CRIPROXY_SOCK" ps -a
+  $CRICTL pods
+  $CRICTL ps -a
+  $CRICTL exec -it "$($CRICTL ps -q --name machine)" sh
   # ask kubelet and libvirt
   curl -sk "$KUBELET_URL/pods" | jq '.items[] | .metadata.name, .status.phase, .status.podIP'
   virsh -c "$LIBVIRT_URI" list

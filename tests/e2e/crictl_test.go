@@ -3,9 +3,11 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -115,6 +117,8 @@ func crictlSees(t *testing.T, p *pod) {
 		}
 	})
 	t.Run("stats", func(t *testing.T) { crictlStats(t, p) })
+	t.Run("exec", func(t *testing.T) { crictlExecs(t, p) })
+	t.Run("port-forward", func(t *testing.T) { crictlForwards(t, p) })
 }
 
 // inspect reads what a verb of crictl prints about one object, in JSON.
@@ -230,4 +234,59 @@ func crictlRemoves(t *testing.T, p *pod) {
 	if row := crictl(t, n, "pods", "--quiet", "--label", "kind="+p.kind.name); strings.TrimSpace(row) != "" {
 		t.Errorf("after crictl rmp the pods of that kind are %q", row)
 	}
+}
+
+// crictlExecs runs commands with and without a stream.
+func crictlExecs(t *testing.T, p *pod) {
+	const script = `printf 'out\n'; printf 'err\n' >&2; hostname`
+	for _, way := range [][]string{{"exec", "--sync"}, {"exec"}} {
+		out := crictl(t, p.n, append(way, p.id, "/bin/sh", "-c", script)...)
+		if !strings.Contains(out, "out\n") || !strings.Contains(out, p.config.GetHostname()) {
+			t.Errorf("crictl %v printed %q", way, out)
+		}
+		const status = "3"
+		if _, err := p.n.RunCrictl(deadline(t), append(way, p.id, "/bin/sh", "-c", "exit "+status)...); err == nil || !strings.Contains(err.Error(), status) {
+			t.Errorf("crictl %v of a command that ends with %s: %v", way, status, err)
+		}
+	}
+	cmd := exec.CommandContext(deadline(t), p.n.Crictl(), "exec", "--interactive", p.id, "cat")
+	const text = "through both directions\n"
+	cmd.Stdin = strings.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != text {
+		t.Errorf("crictl exec -i cat gave back %q, %v; want %q", out, err, text)
+	}
+}
+
+// crictlForwards fetches the pod's page through kubelet's way of port-forward.
+func crictlForwards(t *testing.T, p *pod) {
+	ctx, cancel := context.WithCancel(deadline(t))
+	cmd := exec.CommandContext(ctx, p.n.Crictl(), "port-forward", p.sandboxID, "0:80")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		_ = cmd.Wait()
+	}()
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		// "Forwarding from 127.0.0.1:40123 -> 80"
+		_, after, found := strings.Cut(lines.Text(), "Forwarding from 127.0.0.1:")
+		if !found {
+			continue
+		}
+		port, _, _ := strings.Cut(after, " ")
+		// crictl listens in the node's network namespace.
+		page, err := exec.CommandContext(ctx, "nsenter", "--net="+p.n.Namespace(),
+			"curl", "--silent", "--show-error", "--max-time", "60", "http://127.0.0.1:"+port+"/").CombinedOutput()
+		if err != nil || len(page) == 0 {
+			t.Errorf("the page through port-forward is %q, %v", page, err)
+		}
+		return
+	}
+	t.Errorf("crictl port-forward ended without forwarding: %v", lines.Err())
 }

@@ -35,12 +35,6 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 // RunCrictl runs crictl against the socket that kubelet uses and returns what it
 // printed.
 func (n *Node) RunCrictl(ctx context.Context, args ...string) (string, error) {
-	endpoint := "unix://" + n.CRISocket()
-	argv := append([]string{
-		// Without a file of its own it would read the machine's.
-		"--config", n.path(dirEtc, "crictl.yaml"),
-		"--runtime-endpoint", endpoint, "--image-endpoint", endpoint,
-	}, args...)
-	out, err := run(ctx, n.Crictl(), argv...)
+	out, err := run(ctx, n.Crictl(), args...)
 	return string(out), err
 }

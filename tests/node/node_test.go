@@ -89,7 +89,8 @@ func TestCandidatesStayInTheirRange(t *testing.T) {
 
 func TestEnvIsReadByAShell(t *testing.T) {
 	const nasty = `/srv/it's "$HOME" here`
-	n := newNode(Config{Checkout: nasty, Name: "x"})
+	n := newNode(Config{Checkout: "/checkout", Name: "x"})
+	n.root = nasty
 	n.net.Pods = netip.MustParsePrefix("10.64.0.0/24")
 	script := filepath.Join(t.TempDir(), "env")
 	if err := os.WriteFile(script, []byte(n.Env()), 0o600); err != nil {
@@ -99,7 +100,7 @@ func TestEnvIsReadByAShell(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if want := nasty + "/_tools/bin/crictl"; string(out) != want {
+	if want := nasty + "/bin/crictl"; string(out) != want {
 		t.Errorf("CRICTL is %q for a shell, want %q", out, want)
 	}
 }

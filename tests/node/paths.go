@@ -64,7 +64,7 @@ func (n *Node) programs() []string {
 		need = append(need, n.built("criproxy"))
 	}
 	if n.wants(VMRuntime) {
-		need = append(need, n.built("vmruntime"), n.built("vmwrapper"), qemuPath, n.image(guestFile))
+		need = append(need, n.built("vmruntime"), n.built("vmwrapper"), n.built("vmguest"), qemuPath, n.image(guestFile))
 	}
 	return need
 }
@@ -121,8 +121,8 @@ func (n *Node) CRISocket() string {
 // Namespace is the path of the node's network namespace.
 func (n *Node) Namespace() string { return namespacePath(n.id) }
 
-// Crictl is the path of crictl.
-func (n *Node) Crictl() string { return n.tool("crictl") }
+// Crictl is a crictl that talks to this node unless told otherwise.
+func (n *Node) Crictl() string { return n.path(dirPrograms, "crictl") }
 
 // KubeletURL is kubelet's own API, reachable from the machine; its certificate
 // is self-signed.

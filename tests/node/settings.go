@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 	"sigs.k8s.io/yaml"
@@ -55,10 +56,37 @@ func (n *Node) writeSettings() error {
 		n.writeSetting("kubelet.yaml", kubelet),
 		n.writeSetting("criproxy.yaml", proxy),
 		n.writeSetting("kubelet.sh", kubeletScript),
-		n.writeSetting("crictl.yaml", []byte("timeout: 60\n")),
+		n.writeCrictl(),
 		// Pods find no name server: nothing of this node leaves the machine.
 		n.writeSetting("resolv.conf", []byte("search ambipod.test\n")),
 	)
+}
+
+// crictlConfig is crictl's configuration file.
+type crictlConfig struct {
+	RuntimeEndpoint string `json:"runtime-endpoint"`
+	ImageEndpoint   string `json:"image-endpoint"`
+	Timeout         int    `json:"timeout"` // seconds
+}
+
+// writeCrictl makes a crictl that needs no options. It runs in the node's network
+// namespace, where the runtimes serve exec, attach and port-forward.
+func (n *Node) writeCrictl() error {
+	endpoint := "unix://" + n.CRISocket()
+	settings, err := yaml.Marshal(crictlConfig{RuntimeEndpoint: endpoint, ImageEndpoint: endpoint, Timeout: 60})
+	if err != nil {
+		return fmt.Errorf("write settings of crictl: %w", err)
+	}
+	var script strings.Builder
+	script.WriteString("#!/bin/sh\nexec")
+	for _, word := range append(n.enter(), n.tool("crictl"), "--config", n.path(dirEtc, "crictl.yaml")) {
+		script.WriteString(" " + quote(word))
+	}
+	script.WriteString(" \"$@\"\n")
+	if err := os.WriteFile(n.Crictl(), []byte(script.String()), 0o700); err != nil { //nolint:gosec // a program
+		return fmt.Errorf("write crictl of node: %w", err)
+	}
+	return n.writeSetting("crictl.yaml", settings)
 }
 
 func (n *Node) writeSetting(name string, data []byte) error {
