@@ -35,7 +35,7 @@ func newBackend(name string, pods int) *backend {
 		RepoDigests: []string{"registry.ambipod.test/application@sha256:" + hexID(name+" digest")},
 		Size:        20 << 20,
 	}}
-	for i := range pods {
+	for i := range uint32(pods) { //nolint:gosec // a few thousand
 		b.add(name, i)
 	}
 	return b
@@ -43,8 +43,8 @@ func newBackend(name string, pods int) *backend {
 
 // add appends a pod as kubelet would have made it: labels and annotations are
 // what makes lists long.
-func (b *backend) add(name string, i int) {
-	index := strconv.Itoa(i)
+func (b *backend) add(name string, i uint32) {
+	index := strconv.FormatUint(uint64(i), 10)
 	pod := "application-7d4b9c6f5d-" + index
 	uid := hexID(name + " uid " + index)[:32]
 	sandbox, container := hexID(name+" sandbox "+index), hexID(name+" container "+index)
@@ -52,7 +52,7 @@ func (b *backend) add(name string, i int) {
 		"io.kubernetes.pod.name": pod, "io.kubernetes.pod.namespace": "default", "io.kubernetes.pod.uid": uid,
 		"app": "application", "pod-template-hash": "7d4b9c6f5d",
 	}
-	created := time.Date(2026, 1, 1, 0, 0, i, 0, time.UTC).UnixNano()
+	created := time.Date(2026, 1, 1, 0, 0, int(i), 0, time.UTC).UnixNano()
 	b.sandboxes = append(b.sandboxes, &runtimeapi.PodSandbox{
 		Id:        sandbox,
 		Metadata:  &runtimeapi.PodSandboxMetadata{Name: pod, Uid: uid, Namespace: "default"},

@@ -56,8 +56,8 @@ func measureCalls(ctx context.Context, e environment) (_ section, err error) {
 	defer func() { err = errors.Join(err, r.stop(ctx)) }()
 	const (
 		warmUp    = 50
-		noops     = 20000
-		lists     = 400
+		noops     = 6000
+		lists     = 200
 		oneAtMost = limit(1.20)
 		twoAtMost = limit(2.0)
 	)
@@ -73,7 +73,7 @@ func measureCalls(ctx context.Context, e environment) (_ section, err error) {
 	}
 	s.Rows = append(s.Rows, ratioRow("call that does nothing, with an ID (StartContainer), p50", p.at(0.5), twoAtMost),
 		ratioRow("the same, p99", p.at(0.99), twoAtMost))
-	p, err = alternate(warmUp, noops/4, version(ctx, r.direct), version(ctx, r.proxied))
+	p, err = alternate(warmUp, noops/3, version(ctx, r.direct), version(ctx, r.proxied))
 	if err != nil {
 		return s, fmt.Errorf("measure Version: %w", err)
 	}

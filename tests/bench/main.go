@@ -9,8 +9,8 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -34,18 +34,19 @@ type environment struct {
 	out      io.Writer
 }
 
-// sections in the order of running.
-func sections() []struct {
+// part measures one section.
+type part struct {
 	name string
 	run  func(context.Context, environment) (section, error)
-} {
-	return []struct {
-		name string
-		run  func(context.Context, environment) (section, error)
-	}{
+}
+
+// parts are all there are, in the order of running.
+func parts() []part {
+	return []part{
 		{"calls", measureCalls},
 		{"resources", measureResources},
 		{"containers", measureContainers},
+		{"vms", measureVMs},
 	}
 }
 
@@ -65,6 +66,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	checkout := flags.String("checkout", ".", "top `folder` of the source")
+	criproxy := flags.String("criproxy", "", "another `program` than the one in _build/bin to measure")
 	only := flags.String("only", "", "comma-separated `sections` to run instead of all")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -73,7 +75,8 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("find the checkout: %w", err)
 	}
-	e := environment{checkout: top, criproxy: filepath.Join(top, "_build", "bin", "criproxy"), out: os.Stdout}
+	built := filepath.Join(top, "_build", "bin", "criproxy")
+	e := environment{checkout: top, criproxy: cmp.Or(*criproxy, built), out: os.Stdout}
 	var wanted []string
 	if *only != "" {
 		wanted = strings.Split(*only, ",")
@@ -95,12 +98,9 @@ func runBackend(ctx context.Context, args []string) error {
 
 // measure runs the wanted sections, all without any, and reports them.
 func measure(ctx context.Context, e environment, wanted []string) error {
-	known := sections()
+	known := parts()
 	for _, name := range wanted {
-		if !slices.ContainsFunc(known, func(k struct {
-			name string
-			run  func(context.Context, environment) (section, error)
-		}) bool { return k.name == name }) {
+		if !slices.ContainsFunc(known, func(p part) bool { return p.name == name }) {
 			return fmt.Errorf("there is no section %q: %w", name, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -113,7 +113,8 @@ func measure(ctx context.Context, e environment, wanted []string) error {
 		return err
 	}
 	_, _ = fmt.Fprintln(e.out, m)
-	report := m.String() + ".\n\n"
+	var report strings.Builder
+	report.WriteString(m.String() + ".\n\n")
 	for _, k := range known {
 		if len(wanted) > 0 && !slices.Contains(wanted, k.name) {
 			continue
@@ -128,12 +129,10 @@ func measure(ctx context.Context, e environment, wanted []string) error {
 		if err := s.save(results, m); err != nil {
 			return err
 		}
-		report += s.markdown()
+		report.WriteString(s.markdown())
 	}
 	if len(wanted) > 0 {
 		return nil // docs keep the last complete run
 	}
-	return page.Replace(filepath.Join(e.checkout, "docs", "benchmarks.md"), "written by make bench", strings.TrimSuffix(report, "\n"))
+	return page.Replace(filepath.Join(e.checkout, "docs", "benchmarks.md"), "written by make bench", strings.TrimSuffix(report.String(), "\n"))
 }
-
-var errNoDatapoints = errors.New("critest wrote no datapoints")

@@ -13,8 +13,9 @@ type row struct {
 	What  string `json:"what"`
 	Base  string `json:"base"`  // what it is compared with, and its figure
 	Ours  string `json:"ours"`  // our figure
-	Ratio string `json:"ratio"` // or difference
-	// Spread is the smallest and largest ratio of the series' tenths.
+	Ratio string `json:"compared"` // ratio or difference
+	// Spread is the smallest and largest ratio of the series' tenths, or the
+	// middle half of the differences.
 	Spread  string  `json:"spread"`
 	Target  string  `json:"target"`  // from the issue; empty if there is none
 	Met     *bool   `json:"met"`     // nil without a target
@@ -69,7 +70,7 @@ func formatMS(ms float64) string {
 // markdown is the section as a table.
 func (s section) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "### %s\n\n| what | %s | %s | ratio | spread | at most | met | samples |\n|---|---|---|---|---|---|---|---|\n",
+	fmt.Fprintf(&b, "### %s\n\n| what | %s | %s | compared | spread | at most | met | samples |\n|---|---|---|---|---|---|---|---|\n",
 		s.Title, s.Base, s.Ours)
 	for _, r := range s.Rows {
 		met := ""

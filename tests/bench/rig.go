@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,7 +27,7 @@ import (
 // how long until it obeys SIGTERM.
 const (
 	startTime = 30 * time.Second
-	stopTime  = 10 * time.Second
+	stopTime  = 30 * time.Second
 )
 
 // rig is criproxy before two test backends, all three as processes of their own.
@@ -163,8 +164,8 @@ func (r *rig) stop(ctx context.Context) error {
 		}
 	}
 	ctx = context.WithoutCancel(ctx)
-	for i := len(r.stops) - 1; i >= 0; i-- {
-		errs = append(errs, r.stops[i](ctx))
+	for _, stop := range slices.Backward(r.stops) {
+		errs = append(errs, stop(ctx))
 	}
 	return errors.Join(append(errs, os.RemoveAll(r.dir))...)
 }
