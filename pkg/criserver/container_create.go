@@ -63,6 +63,7 @@ type vmPlan struct {
 	settings annotations.Settings
 	size     size
 	image    imagestore.Image
+	volumes  guestVolumes
 }
 
 // planVM checks everything that can be checked without making anything.
@@ -88,7 +89,11 @@ func (s *Server) planVM(box sandbox, config *runtimeapi.ContainerConfig) (vmPlan
 	if err != nil {
 		return vmPlan{}, fmt.Errorf("image of container %s: %w", config.GetMetadata().GetName(), err)
 	}
-	return vmPlan{settings, vmSize, image}, nil
+	found, err := volumesOf(config)
+	if err != nil {
+		return vmPlan{}, err
+	}
+	return vmPlan{settings, vmSize, image, found}, nil
 }
 
 // checkOnlyVM refuses a second VM in a sandbox. An earlier one of the same name that

@@ -55,7 +55,7 @@ func (s *Server) removeContainer(ctx context.Context, vm container) error {
 		return err
 	}
 	if box, err := s.findSandbox(vm.SandboxID); err == nil {
-		if err := cgroup.Delete(s.cgroupOf(box, vm.ID)); err != nil {
+		if err := cgroup.End(ctx, s.cgroupOf(box, vm.ID)); err != nil {
 			return err
 		}
 	}

@@ -79,12 +79,17 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	}
 	steps.push("stop reading the console", func(ctx context.Context) error { return s.consoles.finish(ctx, vm.ID) })
 
+	steps.push("end the control group", func(ctx context.Context) error { return cgroup.End(ctx, s.cgroupOf(box, vm.ID)) })
+	shares, err := s.serveShares(ctx, box, vm)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, shares.close()) }()
+
 	s.Grants.Grant(vm.FDKey, s.grant(box, vm, result))
 	defer s.Grants.Revoke(vm.FDKey) // QEMU has what it needs once the domain runs
-	steps.push("delete the control group", func(context.Context) error { return cgroup.Delete(s.cgroupOf(box, vm.ID)) })
-
 	if err := s.Domains.Start(ctx, vm.DomainUUID); err != nil {
-		return err
+		return errors.Join(err, shares.problems())
 	}
 	steps.push("switch the VM off", func(ctx context.Context) error { return s.Domains.Destroy(ctx, vm.DomainUUID) })
 	if _, err := s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
@@ -110,8 +115,16 @@ func (s *Server) grant(box sandbox, vm container, result *network.Result) fdserv
 	return grant
 }
 
-// admit puts what will be QEMU into a control group below the pod's.
+// admit puts what will be QEMU into the VM's control group.
 func (s *Server) admit(box sandbox, vm container, pid int) error {
+	if err := s.makeGroup(box, vm); err != nil {
+		return err
+	}
+	return cgroup.Add(s.cgroupOf(box, vm.ID), pid)
+}
+
+// makeGroup makes a VM's control group, below the pod's, if there is none.
+func (s *Server) makeGroup(box sandbox, vm container) error {
 	group := s.cgroupOf(box, vm.ID)
 	resources, err := resourcesOf(vm)
 	if err != nil {
@@ -130,7 +143,7 @@ func (s *Server) admit(box sandbox, vm container, pid int) error {
 				"pod", podName(box.config), "limit", vm.MemoryBytes+qemuOverhead)
 		}
 	}
-	return cgroup.Add(group, pid)
+	return nil
 }
 
 func (s *Server) cgroupOf(box sandbox, id string) string {

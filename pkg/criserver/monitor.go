@@ -102,7 +102,7 @@ func (s *Server) recordEnd(ctx context.Context, vm container, state libvirttools
 			message = fmt.Sprintf("the pod's memory limit was reached; QEMU needs about %d MiB beside the guest's %d MiB, declare them as the pod's overhead",
 				qemuOverhead>>20, vm.MemoryBytes>>20)
 		}
-		if err := cgroup.Delete(group); err != nil {
+		if err := cgroup.End(ctx, group); err != nil {
 			s.Logger.WarnContext(ctx, "control group stays until the VM is removed", "container", vm.ID, "err", err)
 		}
 	}

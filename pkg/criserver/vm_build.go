@@ -34,7 +34,7 @@ func (s *Server) buildVM(ctx context.Context, box sandbox, vm container, plan vm
 	}); err != nil {
 		return err
 	}
-	if err := s.writeConfigDisk(box, vm, plan.settings); err != nil {
+	if err := s.writeConfigDisk(box, vm, plan); err != nil {
 		return err
 	}
 	xml, err := libvirttools.BuildXML(s.domain(box, vm, plan))
@@ -68,6 +68,14 @@ func (s *Server) Owner() string { return s.Layout.State }
 // domain describes a VM to libvirt.
 func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Domain {
 	files := s.Layout.VM(vm.ID)
+	disks := []libvirttools.Disk{
+		{
+			Path: files.RootDisk(), Format: libvirttools.FormatQCOW2, Bus: plan.settings.DiskBus, Serial: "root",
+			Ephemeral: true,
+			Backing:   &libvirttools.Disk{Path: plan.image.Path, Format: string(plan.image.Format)},
+		},
+		{Path: files.ConfigDisk(), Format: libvirttools.FormatRaw, CDROM: true, ReadOnly: true, Serial: "config"},
+	}
 	return libvirttools.Domain{
 		UUID:        vm.DomainUUID,
 		Name:        "ambipod-" + vm.ID[:12] + "-" + vm.config.GetMetadata().GetName(),
@@ -84,13 +92,8 @@ func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Dom
 			vmwrapper.EnvKey:      vm.FDKey,
 			vmwrapper.EnvEmulator: s.Emulator,
 		},
-		Disks: []libvirttools.Disk{
-			{
-				Path: files.RootDisk(), Format: libvirttools.FormatQCOW2, Bus: plan.settings.DiskBus, Serial: "root",
-				Backing: &libvirttools.Disk{Path: plan.image.Path, Format: string(plan.image.Format)},
-			},
-			{Path: files.ConfigDisk(), Format: libvirttools.FormatRaw, CDROM: true, ReadOnly: true, Serial: "config"},
-		},
+		Disks:       append(disks, plan.volumes.libvirtDisks(plan.settings.DiskBus)...),
+		Shares:      plan.volumes.libvirtShares(files),
 		Console:     libvirttools.Console{Socket: files.ConsoleSocket(), Log: files.ConsoleLog()},
 		AgentSocket: files.AgentSocket(),
 		ExecSocket:  files.ExecSocket(),

@@ -10,14 +10,13 @@ import (
 	"go.yaml.in/yaml/v3"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/ambipod/ambipod/pkg/annotations"
 	"github.com/ambipod/ambipod/pkg/cloudinit"
 	"github.com/ambipod/ambipod/pkg/network"
 )
 
 // writeConfigDisk writes the cloud-init image of a VM.
-func (s *Server) writeConfigDisk(box sandbox, vm container, settings annotations.Settings) error {
-	config, err := cloudInitConfig(box, vm.config, settings)
+func (s *Server) writeConfigDisk(box sandbox, vm container, plan vmPlan) error {
+	config, err := cloudInitConfig(box, vm.config, plan)
 	if err != nil {
 		return err
 	}
@@ -30,12 +29,14 @@ func (s *Server) writeConfigDisk(box sandbox, vm container, settings annotations
 
 // cloudInitConfig is what a guest is told at its first boot. The instance ID follows
 // the pod's UID, so that a re-created pod of the same name runs cloud-init again.
-func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, settings annotations.Settings) (cloudinit.Config, error) {
+func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, plan vmPlan) (cloudinit.Config, error) {
+	settings := plan.settings
 	config := cloudinit.Config{
 		InstanceID: "pod-" + box.config.GetMetadata().GetUid(),
 		Hostname:   hostname(box.config),
 		SSHKeys:    settings.SSHKeys,
 		UserData:   cloudinit.UserData{Raw: []byte(settings.UserScript)},
+		BootCmd:    plan.volumes.bootCommands(),
 	}
 	for _, variable := range vm.GetEnvs() {
 		config.Env = append(config.Env, cloudinit.EnvVar{Name: variable.GetKey(), Value: string(variable.GetValue())})
@@ -44,7 +45,7 @@ func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, settings annot
 		config.Process = &cloudinit.Process{Args: command, Dir: vm.GetWorkingDir()}
 	}
 	var err error
-	if config.WriteFiles, err = guestFiles(vm.GetMounts()); err != nil {
+	if config.WriteFiles, err = guestFiles(plan.volumes.files); err != nil {
 		return config, err
 	}
 	if config.UserData.Document, err = cloudinit.ParseDocument([]byte(settings.UserData)); err != nil {

@@ -38,9 +38,6 @@ const (
 func guestFiles(mounts []*runtimeapi.Mount) ([]cloudinit.WriteFile, error) {
 	var collected fileCollector
 	for _, mount := range mounts {
-		if mount.GetContainerPath() == terminationLog {
-			continue
-		}
 		if err := collected.addMount(mount); err != nil {
 			return nil, fmt.Errorf("volume mounted at %s: %w", mount.GetContainerPath(), err)
 		}
@@ -54,25 +51,14 @@ type fileCollector struct {
 }
 
 func (c *fileCollector) addMount(mount *runtimeapi.Mount) error {
-	if mount.GetImage() != nil {
-		return fmt.Errorf("an image cannot be mounted into a VM, bring its files in a ConfigMap or on the root disk: %w", errdefs.ErrInvalidArgument)
+	if isKubeletData(mount.GetHostPath()) {
+		return c.addFolder(mount.GetHostPath(), mount.GetContainerPath())
 	}
-	info, err := os.Stat(mount.GetHostPath())
+	file, err := os.Open(mount.GetHostPath())
 	if err != nil {
 		return err
 	}
-	switch {
-	case info.Mode().IsRegular():
-		file, err := os.Open(mount.GetHostPath())
-		if err != nil {
-			return err
-		}
-		return c.add(mount.GetContainerPath(), file)
-	case info.IsDir() && isKubeletData(mount.GetHostPath()):
-		return c.addFolder(mount.GetHostPath(), mount.GetContainerPath())
-	}
-	return fmt.Errorf("folders and devices of the node do not reach a VM yet, only ConfigMap, Secret, projected and downward API volumes do: %w",
-		errdefs.ErrInvalidArgument)
+	return c.add(mount.GetContainerPath(), file)
 }
 
 func isKubeletData(dir string) bool {

@@ -7,6 +7,9 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
+// letters end the names of targets.
+const letters = "abcdefghijklmnopqrstuvwxyz"
+
 // bus is what differs between the places where a disk can sit.
 type bus struct {
 	prefix  string // of target names
@@ -44,8 +47,8 @@ func assignTargets(disks []Disk) ([]string, error) {
 		targets[i] = d.Target
 	}
 	for i, d := range disks {
-		for letter := 'a'; targets[i] == "" && letter <= 'z'; letter++ {
-			if name := buses[d.bus()].prefix + string(letter); !slices.Contains(targets, name) {
+		for n := 0; targets[i] == "" && n < len(letters); n++ {
+			if name := buses[d.bus()].prefix + letters[n:][:1]; !slices.Contains(targets, name) {
 				targets[i] = name
 			}
 		}
@@ -60,7 +63,7 @@ func assignTargets(disks []Disk) ([]string, error) {
 // device: the guest would not look for the others.
 func checkSlots(disks []Disk, targets []string) error {
 	for i, d := range disks {
-		first := buses[BusVirtio].prefix + string(rune('a'+index(targets[i])/functions*functions))
+		first := buses[BusVirtio].prefix + letters[index(targets[i])/functions*functions:][:1]
 		if d.bus() == BusVirtio && !slices.Contains(targets, first) {
 			return invalid("disk %s with target %s shares a PCI slot with target %s, which no disk has", d.Path, targets[i], first)
 		}

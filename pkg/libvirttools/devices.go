@@ -30,7 +30,7 @@ func devices(d Domain, targets []string) *libvirtxml.DomainDeviceList {
 		list.Disks = append(list.Disks, disk(one, targets[i], i == 0))
 	}
 	for i, one := range d.Shares {
-		list.Filesystems = append(list.Filesystems, share(one, uint(i))) //nolint:gosec // an index
+		list.Filesystems = append(list.Filesystems, share(one, uint(i)))
 	}
 	if d.Screen {
 		addScreen(list)
@@ -57,6 +57,9 @@ func disk(d Disk, target string, boots bool) libvirtxml.DomainDisk {
 		Target:       &libvirtxml.DomainDiskTarget{Dev: target, Bus: d.bus()},
 		Serial:       d.Serial,
 		Address:      buses[d.bus()].address(index(target)),
+	}
+	if d.Ephemeral {
+		out.Driver.Cache = "unsafe"
 	}
 	if d.CDROM {
 		out.Device = "cdrom"

@@ -71,6 +71,9 @@ type Disk struct {
 	Serial   string // as seen in the guest's /dev/disk/by-id; optional
 	ReadOnly bool
 	CDROM    bool // implies ReadOnly
+	// Ephemeral says that the disk ends with the VM, so that the guest's flushes need
+	// not wait for the node's disk, and neither need QEMU when it is told to end.
+	Ephemeral bool
 }
 
 // Share is a folder that the guest mounts with the file system type virtiofs. Its

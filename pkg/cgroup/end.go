@@ -1,0 +1,93 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/cgroups/v3/cgroup1"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// pollMillis is how often a wait for the end of a process looks at its context.
+const pollMillis = 100
+
+// End kills what runs in a group, waits until it is gone and deletes the group; it
+// is no error if there is none. Only the group itself is emptied, none below it.
+func End(ctx context.Context, group string) error {
+	for {
+		pids, err := processes(group)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("list processes of cgroup %s: %w", group, err)
+		}
+		if len(pids) == 0 {
+			return Delete(group)
+		}
+		for _, pid := range pids {
+			if err := kill(ctx, group, pid); err != nil {
+				return fmt.Errorf("kill process %d of cgroup %s: %w", pid, group, err)
+			}
+		}
+	}
+}
+
+// kill ends a process if it is still of the group: its number may have passed to
+// another since it was listed, but not since the descriptor was opened.
+func kill(ctx context.Context, group string, pid int) (err error) {
+	process, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unix.Close(process)) }()
+	members, err := processes(group)
+	if err != nil || !slices.Contains(members, pid) {
+		return err
+	}
+	if err := unix.PidfdSendSignal(process, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, pollMillis) //nolint:gosec // a descriptor
+		switch {
+		case n > 0:
+			return nil
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+	}
+}
+
+// processes lists the processes of a group alone.
+func processes(group string) ([]int, error) {
+	var pids []int
+	if unified() {
+		manager, err := load2(group)
+		if err != nil {
+			return nil, err
+		}
+		found, err := manager.Procs(false)
+		for _, pid := range found {
+			pids = append(pids, int(pid)) //nolint:gosec // process IDs are small
+		}
+		return pids, err
+	}
+	control, err := load1(group)
+	if err != nil {
+		return nil, err
+	}
+	found, err := control.Processes(cgroup1.Memory, false)
+	for _, process := range found {
+		pids = append(pids, process.Pid)
+	}
+	return pids, err
+}

@@ -1,0 +1,63 @@
+//go:build integration
+
+package cgroup
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestEnd: what runs in a group ends with it, and nothing else does.
+func TestEnd(t *testing.T) {
+	parent := fmt.Sprintf("/ambipod-end-%d", os.Getpid())
+	group := Path(parent, "vm")
+	for _, g := range []string{parent, group} {
+		if err := Create(g, Limits{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		if err := Delete(parent); err != nil {
+			t.Error(err)
+		}
+	})
+	inside, outside := start(t, group), start(t, parent)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for range 2 { // may be repeated
+		if err := End(ctx, group); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := inside.Wait(); err == nil {
+		t.Error("the process of the group was not killed")
+	}
+	if err := outside.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the process of the parent is gone: %v", err)
+	}
+	if _, err := Read(group); err == nil {
+		t.Error("the group is still there")
+	}
+}
+
+// start runs a process in a group until the test ends.
+func start(t *testing.T, group string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	if err := Add(group, cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}

@@ -1,0 +1,209 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/tests/node"
+)
+
+// Sizes of the test's disks: odd, so that the guest cannot take one for another.
+const (
+	dataSize = 3 << 20
+	readSize = 5 << 20
+)
+
+// volumeReport is what the guest finds out about its volumes, told in a file of one
+// of them. Each line stands for one thing that must hold.
+const volumeReport = `#cloud-config
+runcmd:
+- - sh
+  - -c
+  - |
+    {
+      echo "writable: $(cat /one/data/hello)"
+      echo "read-only: $(cat /two/data/hello)"
+      touch /two/data/new && echo "a read-only folder was written to"
+      mount -o remount,rw /two/data; touch /two/data/new && echo "a read-only folder was remounted and written to"
+      touch /two/data/below/new && echo "below a read-only folder was written to"
+      cat /one/data/escape /one/data/climb && echo "a link led out of the folder"
+      mknod /one/data/null c 1 3 && echo "a device node was made"
+      echo "injected: $(cat /etc/injected)"
+      echo "disk: $(blockdev --getsize64 /dev/xdata)"
+      echo "read-only disk: $(blockdev --getsize64 /dev/sub/ro)"
+      head -c 9 /dev/sub/ro; echo
+      echo changed | dd of=/dev/sub/ro bs=8 count=1 conv=fsync && echo "a read-only disk was written to"
+      echo "by guest" | dd of=/dev/xdata bs=9 count=1 conv=fsync && echo "disk written"
+      mkdir -p /one/data/folder && echo kept >/one/data/folder/file
+    } >/one/data/report 2>&1
+    sync
+    mv /one/data/report /one/data/done
+`
+
+// loop attaches a file of that size and content as a block device.
+func loop(t *testing.T, size int64, content string) (device, file string) {
+	t.Helper()
+	file = filepath.Join(t.TempDir(), "disk")
+	must(t, os.WriteFile(file, []byte(content), 0o600))
+	must(t, os.Truncate(file, size))
+	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", file).Output()
+	if err != nil {
+		t.Fatalf("attach a loop device, which takes the package mount and the kernel's loop driver: %v", err)
+	}
+	device = strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.CommandContext(context.Background(), "losetup", "--detach", device).CombinedOutput(); err != nil {
+			t.Errorf("detach %s: %v: %s", device, err, out)
+		}
+	})
+	return device, file
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// folderWith makes a folder "data" that only root can enter, as kubelet's are.
+func folderWith(t *testing.T, hello string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "data")
+	must(t, os.MkdirAll(filepath.Join(dir, "below"), 0o700))
+	must(t, os.WriteFile(filepath.Join(dir, "hello"), []byte(hello), 0o600))
+	return dir
+}
+
+// waitFile waits until a guest has written a file.
+func waitFile(t *testing.T, path string) string {
+	t.Helper()
+	var content []byte
+	eventually(t, "the guest has written "+path, func(context.Context) (err error) {
+		content, err = os.ReadFile(path)
+		return err
+	})
+	return string(content)
+}
+
+func TestVolumesReachTheGuest(t *testing.T) {
+	for _, bus := range []string{"scsi", "virtio"} {
+		t.Run(bus, func(t *testing.T) { volumesReachTheGuest(t, bus) })
+	}
+}
+
+func volumesReachTheGuest(t *testing.T, bus string) {
+	n := criNode(t)
+	c := dial(t, n)
+	c.pull(t, vmKind)
+	one, two, secret := folderWith(t, "one"), folderWith(t, "two"), filepath.Join(t.TempDir(), "secret")
+	must(t, os.WriteFile(secret, []byte("the node's own"), 0o644))
+	must(t, os.Symlink(secret, filepath.Join(one, "escape")))
+	must(t, os.Symlink("../../../../../../../../../.."+secret, filepath.Join(one, "climb")))
+	injected := filepath.Join(t.TempDir(), "injected")
+	must(t, os.WriteFile(injected, []byte("a file"), 0o644))
+	data, dataFile := loop(t, dataSize, "")
+	readOnly, readFile := loop(t, readSize, "untouched")
+	// Kubelet names devices by links of its own.
+	link := filepath.Join(t.TempDir(), "pvc-1")
+	must(t, os.Symlink(data, link))
+	before := owner(t, data)
+
+	p := &pod{client: c, config: podConfig(t, n, vmKind), container: containerConfig(vmKind), kind: vmKind}
+	t.Cleanup(func() { p.removeAtEnd(t) })
+	p.config.Annotations = map[string]string{"vm.ambipod.io/user-data": volumeReport, "vm.ambipod.io/disk-bus": bus}
+	p.container.Mounts = []*runtimeapi.Mount{
+		{ContainerPath: "/one/data", HostPath: one},
+		{ContainerPath: "/two/data", HostPath: two, Readonly: true},
+		{ContainerPath: "/etc/injected", HostPath: injected, Readonly: true},
+	}
+	p.container.Devices = []*runtimeapi.Device{
+		{ContainerPath: "/dev/xdata", HostPath: link, Permissions: "mrw"},
+		{ContainerPath: "/dev/sub/ro", HostPath: readOnly, Permissions: "r"},
+	}
+	must(t, p.tryRun(t))
+	report := waitFile(t, filepath.Join(one, "done"))
+	for _, want := range []string{
+		"writable: one\n", "read-only: two\n", "injected: a file\n", "untouched\n", "disk written\n",
+		fmt.Sprintf("disk: %d\n", dataSize), fmt.Sprintf("read-only disk: %d\n", readSize),
+	} {
+		if !strings.Contains(report, want) {
+			t.Errorf("the guest does not say %q", want)
+		}
+	}
+	for _, wrong := range []string{"was", "led out", "made"} {
+		if strings.Contains(report, " "+wrong) {
+			t.Errorf("the guest was able to do what it must not")
+		}
+	}
+	if t.Failed() {
+		t.Log(report)
+	}
+	if kept, err := os.ReadFile(filepath.Join(one, "folder", "file")); err != nil || string(kept) != "kept\n" {
+		t.Errorf("the guest's file is %q, %v", kept, err)
+	}
+	for _, file := range []string{filepath.Join(two, "new"), filepath.Join(two, "below", "new"), filepath.Join(one, "null")} {
+		if _, err := os.Lstat(file); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s exists: %v", file, err)
+		}
+	}
+	serversInGroup(t, n, p.id, 2)
+
+	p.removeAtEnd(t)
+	nothingLeft(t, n)
+	if after := owner(t, data); after != before {
+		t.Errorf("device %s belonged to %s and belongs to %s", data, before, after)
+	}
+	for file, want := range map[string]string{dataFile: "by guest\n", readFile: "untouched"} {
+		content, err := os.ReadFile(file)
+		if err != nil || !strings.HasPrefix(string(content), want) {
+			t.Errorf("%s does not begin with %q: %v", file, want, err)
+		}
+	}
+}
+
+// owner is who may open a file, in words that can be compared.
+func owner(t *testing.T, path string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "stat", "--format", "%u:%g %a", path).Output()
+	must(t, err)
+	return strings.TrimSpace(string(out))
+}
+
+// serversInGroup checks that the servers of a VM's folders count as the pod's.
+func serversInGroup(t *testing.T, n *node.Node, id string, want int) {
+	t.Helper()
+	_, id, _ = strings.Cut(id, ".") // criproxy's prefix
+	var groups []string
+	for _, hierarchy := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup"} {
+		found, err := filepath.Glob(hierarchy + n.Cgroup() + "/ambipod-" + id + "/cgroup.procs")
+		must(t, err)
+		groups = append(groups, found...)
+	}
+	servers := 0
+	for _, group := range groups {
+		pids, err := os.ReadFile(group)
+		must(t, err)
+		for _, pid := range strings.Fields(string(pids)) {
+			name, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
+			must(t, err)
+			if strings.TrimSpace(string(name)) == "virtiofsd" {
+				servers++
+			}
+		}
+	}
+	// Each has a process that waits for the confined one.
+	if servers != 2*want {
+		t.Errorf("%d processes of virtiofsd are in the pod's control group, want %d", servers, 2*want)
+	}
+}
