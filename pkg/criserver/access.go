@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
@@ -144,11 +145,31 @@ func sizes(ctx context.Context, from <-chan remotecommand.TerminalSize) <-chan w
 	return to
 }
 
-// cappedBuffer keeps the first maxSyncOutput bytes and throws the rest away.
-type cappedBuffer struct{ kept bytes.Buffer }
+// cappedBuffers keep what fits of two outputs together and throw the rest away.
+type cappedBuffers struct {
+	stdout, stderr cappedBuffer
 
+	mu   sync.Mutex // guards room and both buffers' contents
+	room int
+}
+
+func newCappedBuffers(room int) *cappedBuffers {
+	b := &cappedBuffers{room: room}
+	b.stdout.all, b.stderr.all = b, b
+	return b
+}
+
+// cappedBuffer is one of two.
+type cappedBuffer struct {
+	all  *cappedBuffers
+	kept bytes.Buffer
+}
+
+// Write never fails: a command that says too much goes on.
 func (b *cappedBuffer) Write(p []byte) (int, error) {
-	room := maxSyncOutput - b.kept.Len()
-	_, _ = b.kept.Write(p[:min(len(p), room)])
+	b.all.mu.Lock()
+	defer b.all.mu.Unlock()
+	n, _ := b.kept.Write(p[:min(len(p), b.all.room)])
+	b.all.room -= n
 	return len(p), nil
 }

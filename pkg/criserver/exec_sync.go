@@ -12,9 +12,10 @@ import (
 	"github.com/ambipod/ambipod/pkg/guestexec"
 )
 
-// maxSyncOutput is how much of each output ExecSync returns; the rest is thrown away
-// (CRI, ExecSync).
-const maxSyncOutput = 16 << 20
+// maxSyncOutput is how much output ExecSync returns; the rest is thrown away (CRI,
+// ExecSync: 16 MB). kubelet takes no message of more than 16 MiB, both outputs and
+// their frame included.
+const maxSyncOutput = 16_000_000
 
 // ExecSync runs a command in a guest, as exec probes and lifecycle hooks do. When its
 // time is up the command is killed and the error is DeadlineExceeded, which kubelet
@@ -33,8 +34,8 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
-	var stdout, stderr cappedBuffer
-	code, err := s.execute(ctx, vm, guestexec.Command{Argv: req.GetCmd(), Stdout: &stdout, Stderr: &stderr})
+	outputs := newCappedBuffers(maxSyncOutput)
+	code, err := s.execute(ctx, vm, guestexec.Command{Argv: req.GetCmd(), Stdout: &outputs.stdout, Stderr: &outputs.stderr})
 	if errors.Is(err, context.DeadlineExceeded) {
 		// The class is this one alone, whatever else went wrong on the way.
 		return nil, fmt.Errorf("%s (time-out %s): %w", err.Error(), timeout, context.DeadlineExceeded)
@@ -43,6 +44,6 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 		return nil, err
 	}
 	return &runtimeapi.ExecSyncResponse{
-		Stdout: stdout.kept.Bytes(), Stderr: stderr.kept.Bytes(), ExitCode: int32(code), //nolint:gosec // at most 255
+		Stdout: outputs.stdout.kept.Bytes(), Stderr: outputs.stderr.kept.Bytes(), ExitCode: int32(code), //nolint:gosec // at most 255
 	}, nil
 }

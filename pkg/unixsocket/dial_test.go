@@ -87,7 +87,7 @@ func TestDialRefusesWhatCouldBeSwapped(t *testing.T) {
 		},
 		"folder that others may write to": {
 			func(t *testing.T, dir string) {
-				if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // that is the point
+				if err := os.Chmod(dir, 0o777); err != nil {
 					t.Fatal(err)
 				}
 			},
