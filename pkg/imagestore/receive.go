@@ -15,8 +15,6 @@ import (
 )
 
 const (
-	copyBuffer  = 256 << 10
-	copyBuffers = 4
 	// headSize is how much is looked at before the rest is fetched.
 	headSize = 36 << 10
 	// flushEvery is after how many bytes a growing file is looked after.
@@ -144,43 +142,6 @@ func (l *limitedReader) Read(p []byte) (int, error) {
 		return 0, classed(errdefs.ErrResourceExhausted, "the image has more than %d bytes when unpacked; that is the limit", l.limit)
 	}
 	return n, err
-}
-
-// copyHashed copies and returns the SHA-256 and the length of what went through.
-// Hashing runs beside reading and writing. moved is called with the position after
-// each part.
-func copyHashed(w io.Writer, r io.Reader, moved func(int64) error) (digest string, size int64, err error) {
-	free, full := make(chan []byte, copyBuffers), make(chan []byte, copyBuffers)
-	for range copyBuffers {
-		free <- make([]byte, copyBuffer)
-	}
-	hash := sha256.New()
-	hashed := make(chan struct{})
-	go func() {
-		defer close(hashed)
-		for b := range full {
-			hash.Write(b)
-			free <- b[:copyBuffer]
-		}
-	}()
-	for err == nil {
-		b := <-free
-		var n int
-		n, err = r.Read(b)
-		size += int64(n)
-		if _, writeErr := w.Write(b[:n]); writeErr != nil {
-			err = writeError("write image", writeErr)
-		} else if moveErr := moved(size); moveErr != nil {
-			err = moveErr
-		}
-		full <- b[:n]
-	}
-	close(full)
-	<-hashed
-	if !errors.Is(err, io.EOF) {
-		return "", 0, err
-	}
-	return hex.EncodeToString(hash.Sum(nil)), size, nil
 }
 
 // growing looks after a file while it grows: there must be room for more, and the
