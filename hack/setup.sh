@@ -17,7 +17,7 @@ build=$top/_build/bin
 want=${1:-demo}
 
 # libvirtd and QEMU run the VMs; libvirt-dev, gcc and pkg-config build vmruntime.
-packages_vm=(libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
+packages_vm=(tini libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
 	qemu-system-x86 qemu-utils libvirt-dev gcc libc6-dev pkg-config)
 # containerd's helpers and the node's network.
 packages_node=(runc containernetworking-plugins iproute2 iptables nftables

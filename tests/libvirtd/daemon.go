@@ -1,6 +1,7 @@
 package libvirtd
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,12 @@ if [ -c /dev/kvm ]; then
 fi
 exec "$@"`
 
+// stay starts a daemon that goes into the background, says so on descriptor 3, and
+// stays: tini, its parent, then reaps whatever the daemon's own children leave. QEMU
+// is one of these, and libvirt waits for its corpse to be gone; a machine's first
+// process may take seconds to see to it.
+const stay = `"$@" 3>&- && echo ready >&3 && exec sleep infinity 3>&-`
+
 // files are the daemons' settings; see the package comment for the reasons.
 var files = map[string]string{
 	"etc/qemu.conf": `cgroup_controllers = [ ]
@@ -97,6 +104,7 @@ func requirements(wrapper []string) error {
 		"libvirtd": "libvirt-daemon-system",
 		"virtlogd": "libvirt-daemon-system",
 		"unshare":  "util-linux",
+		"tini":     "tini",
 		"mount":    "mount",
 	}
 	if len(wrapper) > 0 {
@@ -164,15 +172,51 @@ func (i *Instance) daemon(ctx context.Context, name string) (process.Process, er
 		return process.Process{}, fmt.Errorf("start %s: %w", name, err)
 	}
 	argv := i.commandLine(name)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	if err := background(ctx, argv); err != nil {
+		return process.Process{}, fmt.Errorf("start %s in %s: %w", name, i.Dir, err)
+	}
+	return fromPIDFile(pidFile)
+}
+
+// background runs a command line that ends in stay until it says that it is ready,
+// and lets it go on.
+func background(ctx context.Context, argv []string) error {
+	ready, told, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer ready.Close() //nolint:errcheck // only read
+	words, err := os.CreateTemp("", "ambipod-libvirtd-*")
+	if err != nil {
+		return errors.Join(err, told.Close())
+	}
+	defer os.Remove(words.Name()) //nolint:errcheck // nothing depends on it
+	defer words.Close()           //nolint:errcheck // only read from now on
+
+	// The daemon outlives whoever starts it.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...)
 	cmd.Env = []string{"PATH=" + searchPath, "LANG=C", "HOME=/root"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.WaitDelay = time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return process.Process{}, fmt.Errorf("start %s in %s: %w: %s", name, i.Dir, err, strings.TrimSpace(string(out)))
+	cmd.Stdout, cmd.Stderr = words, words
+	cmd.ExtraFiles = []*os.File{told}
+	err = errors.Join(cmd.Start(), told.Close())
+	if err != nil {
+		return err
 	}
-	return fromPIDFile(pidFile)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // ends with the daemon's keeper
+	defer context.AfterFunc(ctx, func() { _ = ready.SetReadDeadline(time.Unix(1, 0)) })()
+	line, err := bufio.NewReader(ready).ReadString('\n')
+	if line != "" {
+		return nil
+	}
+	if ctx.Err() != nil {
+		err = errors.Join(ctx.Err(), cmd.Process.Kill())
+	}
+	err = errors.Join(err, <-ended)
+	said, readErr := os.ReadFile(words.Name())
+	return fmt.Errorf("%w: %s", errors.Join(err, readErr), strings.TrimSpace(string(said)))
 }
 
 func (i *Instance) commandLine(name string) []string {
@@ -186,7 +230,8 @@ func (i *Instance) commandLine(name string) []string {
 	for _, c := range covers {
 		argv = append(argv, i.source(c.part), c.target)
 	}
-	return append(argv, "--", lookPath(name), "-d", "-p", "/run/libvirt/"+name+".pid")
+	return append(argv, "--", lookPath("tini"), "-s", "--", "/bin/sh", "-c", stay, name,
+		lookPath(name), "-d", "-p", "/run/libvirt/"+name+".pid")
 }
 
 func fromPIDFile(path string) (process.Process, error) {

@@ -22,5 +22,6 @@
 // /dev/kvm of its own that everybody may open. The system bus is hidden from the
 // daemons, otherwise systemd-machined and firewalld would take part. libvirt's
 // control groups and AppArmor driver are off: the first is how Ambipod runs
-// libvirt, the second would write profiles into the machine's /etc.
+// libvirt, the second would write profiles into the machine's /etc. Each daemon has
+// tini for a parent, which reaps what the daemon leaves, and lasts until Stop.
 package libvirtd
