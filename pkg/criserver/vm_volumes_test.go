@@ -64,7 +64,7 @@ func TestVolumesTakeTheirWays(t *testing.T) {
 func TestVolumesThatAVMCannotHave(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "s")
-	listener, err := net.Listen("unix", socket)
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,8 +41,8 @@ runcmd:
       echo "injected: $(cat /etc/injected)"
       echo "disk: $(blockdev --getsize64 /dev/xdata)"
       echo "read-only disk: $(blockdev --getsize64 /dev/sub/ro)"
-      head -c 9 /dev/sub/ro; echo
-      echo changed | dd of=/dev/sub/ro bs=8 count=1 conv=fsync && echo "a read-only disk was written to"
+      head -c 9 /dev/sub/ro
+      printf "\nchanged" | dd of=/dev/sub/ro bs=8 count=1 conv=fsync && echo "a read-only disk was written to"
       echo "by guest" | dd of=/dev/xdata bs=9 count=1 conv=fsync && echo "disk written"
       mkdir -p /one/data/folder && echo kept >/one/data/folder/file
     } >/one/data/report 2>&1
@@ -194,7 +194,7 @@ func serversInGroup(t *testing.T, n *node.Node, id string, want int) {
 	for _, group := range groups {
 		pids, err := os.ReadFile(group)
 		must(t, err)
-		for _, pid := range strings.Fields(string(pids)) {
+		for pid := range strings.FieldsSeq(string(pids)) {
 			name, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
 			must(t, err)
 			if strings.TrimSpace(string(name)) == "virtiofsd" {
