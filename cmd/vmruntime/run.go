@@ -20,6 +20,7 @@ import (
 	"github.com/ambipod/ambipod/pkg/accel"
 	"github.com/ambipod/ambipod/pkg/criserver"
 	"github.com/ambipod/ambipod/pkg/imagestore"
+	"github.com/ambipod/ambipod/pkg/layout"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
 	"github.com/ambipod/ambipod/pkg/network"
@@ -54,6 +55,9 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 		return err
 	}
 	closers.add(records.Close)
+	if err := stage(s.layout); err != nil {
+		return err
+	}
 	// First of all sockets: it tells a second vmruntime in time.
 	listener, err := unixsocket.Listen(ctx, s.listen, os.Getuid(), os.Getgid())
 	if err != nil {
@@ -128,6 +132,15 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 	}
 	logger.Info("stopped; VMs go on running")
 	return nil
+}
+
+// stage has libraries put their temporary files where nobody else looks and where
+// they do not outlive a kill: the one that writes cloud-init images stages Secrets.
+func stage(l layout.Layout) error {
+	if err := l.EmptyStaging(); err != nil {
+		return err
+	}
+	return os.Setenv("TMPDIR", l.Staging())
 }
 
 // serve answers CRI calls until the context ends, then lets those under way finish.

@@ -41,6 +41,10 @@ func (l Layout) Database() string { return filepath.Join(l.Private(), "metadata.
 // Private holds what nobody but vmruntime reads: database, CNI results.
 func (l Layout) Private() string { return filepath.Join(l.State, "vmruntime") }
 
+// Staging is for temporary files of vmruntime, which may hold secrets; it is emptied
+// at each start.
+func (l Layout) Staging() string { return filepath.Join(l.Private(), "tmp") }
+
 // CNICache is where libcni keeps the results of ADD, needed by CHECK and DEL.
 func (l Layout) CNICache() string { return filepath.Join(l.Private(), "cni") }
 
@@ -118,6 +122,15 @@ func (l Layout) Create() error {
 		}
 	}
 	return nil
+}
+
+// EmptyStaging removes what a killed vmruntime left in Staging. Only the process that
+// holds the database may call it.
+func (l Layout) EmptyStaging() error {
+	if err := os.RemoveAll(l.Staging()); err != nil {
+		return fmt.Errorf("empty %s: %w", l.Staging(), err)
+	}
+	return makeDir(l.Staging(), modePrivate)
 }
 
 // MakePassable makes a folder on the way to files that QEMU opens.
