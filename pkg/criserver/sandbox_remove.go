@@ -2,31 +2,14 @@ package criserver
 
 import (
 	"context"
-	"fmt"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // RemovePodSandbox removes a sandbox with all of its VMs, running or not. It may be
 // repeated (CRI, RemovePodSandbox).
 func (s *Server) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
-	box, err := s.findSandbox(req.GetPodSandboxId())
-	if errdefs.IsNotFound(err) {
-		return &runtimeapi.RemovePodSandboxResponse{}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := s.locks.lock(ctx, box.ID)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	if err := s.removeSandbox(ctx, box); err != nil {
-		return nil, fmt.Errorf("remove sandbox of pod %s: %w", podName(box.config), err)
-	}
-	return &runtimeapi.RemovePodSandboxResponse{}, nil
+	return &runtimeapi.RemovePodSandboxResponse{}, s.withSandbox(ctx, req.GetPodSandboxId(), "remove", s.removeSandbox)
 }
 
 // removeSandbox needs the sandbox's lock.

@@ -16,22 +16,31 @@ import (
 // StopPodSandbox: "idempotent, and must not return an error if all relevant
 // resources have already been reclaimed").
 func (s *Server) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
-	box, err := s.findSandbox(req.GetPodSandboxId())
+	return &runtimeapi.StopPodSandboxResponse{}, s.withSandbox(ctx, req.GetPodSandboxId(), "stop", s.stopSandbox)
+}
+
+// withSandbox does something to a sandbox under its lock; one that is unknown, or has
+// been removed when the lock is free, needs nothing done.
+func (s *Server) withSandbox(ctx context.Context, id, verb string, do func(context.Context, sandbox) error) error {
+	box, err := s.findSandbox(id)
+	if err == nil {
+		var unlock func()
+		if unlock, err = s.locks.lock(ctx, box.ID); err != nil {
+			return err
+		}
+		defer unlock()
+		box, err = s.findSandbox(box.ID)
+	}
 	if errdefs.IsNotFound(err) {
-		return &runtimeapi.StopPodSandboxResponse{}, nil
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	unlock, err := s.locks.lock(ctx, box.ID)
-	if err != nil {
-		return nil, err
+	if err := do(ctx, box); err != nil {
+		return fmt.Errorf("%s sandbox of pod %s: %w", verb, podName(box.config), err)
 	}
-	defer unlock()
-	if err := s.stopSandbox(ctx, box); err != nil {
-		return nil, fmt.Errorf("stop sandbox of pod %s: %w", podName(box.config), err)
-	}
-	return &runtimeapi.StopPodSandboxResponse{}, nil
+	return nil
 }
 
 // stopSandbox needs the sandbox's lock.
@@ -55,8 +64,5 @@ func (s *Server) stopSandbox(ctx context.Context, box sandbox) error {
 		r.State = metadata.SandboxStopped
 		return nil
 	})
-	if errdefs.IsNotFound(err) {
-		return nil // removed by another call meanwhile
-	}
 	return err
 }

@@ -20,11 +20,15 @@ func (s *Server) writeConfigDisk(box sandbox, vm container, plan vmPlan) error {
 	if err != nil {
 		return err
 	}
-	documents, err := cloudinit.NoCloud(config)
+	render, label := cloudinit.NoCloud, cloudinit.LabelNoCloud
+	if plan.settings.Datasource == "configdrive" {
+		render, label = cloudinit.ConfigDrive, cloudinit.LabelConfigDrive
+	}
+	documents, err := render(config)
 	if err != nil {
 		return err
 	}
-	return cloudinit.WriteISO(s.Layout.VM(vm.ID).ConfigDisk(), cloudinit.LabelNoCloud, documents)
+	return cloudinit.WriteISO(s.Layout.VM(vm.ID).ConfigDisk(), label, documents)
 }
 
 // cloudInitConfig is what a guest is told at its first boot. The instance ID follows
@@ -34,8 +38,6 @@ func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, plan vmPlan) (
 	config := cloudinit.Config{
 		InstanceID: "pod-" + box.config.GetMetadata().GetUid(),
 		Hostname:   hostname(box.config),
-		SSHKeys:    settings.SSHKeys,
-		UserData:   cloudinit.UserData{Raw: []byte(settings.UserScript)},
 		BootCmd:    plan.volumes.bootCommands(),
 	}
 	for _, variable := range vm.GetEnvs() {
@@ -48,7 +50,15 @@ func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, plan vmPlan) (
 	if config.WriteFiles, err = guestFiles(plan.volumes.files); err != nil {
 		return config, err
 	}
-	if config.UserData.Document, err = cloudinit.ParseDocument([]byte(settings.UserData)); err != nil {
+	files, err := filesFromSource(vm.GetMounts(), settings.FilesSource)
+	if err != nil {
+		return config, err
+	}
+	config.WriteFiles = append(config.WriteFiles, files...)
+	if config.SSHKeys, err = guestKeys(vm.GetMounts(), settings); err != nil {
+		return config, err
+	}
+	if config.UserData, err = guestUserData(vm.GetMounts(), settings); err != nil {
 		return config, err
 	}
 	if err := yaml.Unmarshal([]byte(settings.MetaData), &config.MetaData); err != nil {
