@@ -11,8 +11,8 @@ import (
 // row is one line of the report.
 type row struct {
 	What  string `json:"what"`
-	Base  string `json:"base"`  // what it is compared with, and its figure
-	Ours  string `json:"ours"`  // our figure
+	Base  string `json:"base"`     // what it is compared with, and its figure
+	Ours  string `json:"ours"`     // our figure
 	Ratio string `json:"compared"` // ratio or difference
 	// Spread is the smallest and largest ratio of the series' tenths, or the
 	// middle half of the differences.
