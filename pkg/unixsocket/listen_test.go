@@ -1,6 +1,7 @@
 package unixsocket
 
 import (
+	"context"
 	"net"
 	"os"
 	"path/filepath"
@@ -36,19 +37,25 @@ func TestListenMakesAPrivateSocket(t *testing.T) {
 
 func TestListenReplacesAStaleSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
+	for network, listen := range map[string]func(context.Context, string, int, int) (*net.UnixListener, error){
+		streams: Listen, packets: ListenPackets,
+	} {
+		dead, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dead.SetUnlinkOnClose(false) // as a process that is killed leaves it
+		if err := dead.Close(); err != nil {
+			t.Fatal(err)
+		}
+		listener, err := listen(t.Context(), path, os.Getuid(), os.Getgid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := listener.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	dead.SetUnlinkOnClose(false) // as a process that is killed leaves it
-	if err := dead.Close(); err != nil {
-		t.Fatal(err)
-	}
-	listener, err := Listen(t.Context(), path, os.Getuid(), os.Getgid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
 }
 
 func TestListenRefuses(t *testing.T) {

@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambipod/ambipod/pkg/network/fdproto"
+	"github.com/ambipod/ambipod/pkg/unixsocket"
 )
 
 const (
@@ -92,40 +93,11 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 		return nil, fmt.Errorf("descriptor server: QEMU's user is root, under which it is never run: name an unprivileged one: %w",
 			errdefs.ErrInvalidArgument)
 	}
-	l, err := listen(ctx, o)
+	l, err := unixsocket.ListenPackets(ctx, o.Socket, o.UID, o.GID)
 	if err != nil {
-		return nil, fmt.Errorf("descriptor server on %s: %w", o.Socket, err)
+		return nil, fmt.Errorf("descriptor server: %w", err)
 	}
 	return &Server{o: o, listener: l, grants: map[string]Grant{}}, nil
-}
-
-// listen binds beside the path and moves the socket there when its owner and
-// mode are right, so that at no time a wrong caller can connect.
-func listen(ctx context.Context, o Options) (*net.UnixListener, error) {
-	var d net.Dialer
-	if c, err := d.DialContext(ctx, fdproto.Network, o.Socket); err == nil {
-		return nil, errors.Join(fmt.Errorf("another process listens there: %w", errdefs.ErrAlreadyExists), c.Close())
-	}
-	temporary := o.Socket + ".new"
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix(fdproto.Network, &net.UnixAddr{Name: temporary, Net: fdproto.Network})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	err = os.Chmod(temporary, 0o600)
-	if err == nil {
-		err = os.Chown(temporary, o.UID, o.GID)
-	}
-	if err == nil {
-		err = os.Rename(temporary, o.Socket)
-	}
-	if err != nil {
-		return nil, errors.Join(err, l.Close(), os.Remove(temporary))
-	}
-	return l, nil
 }
 
 // Grant makes the key good for one request. A key is used by one VM only.
@@ -189,9 +161,6 @@ func (s *Server) Serve(ctx context.Context) error {
 func (s *Server) close() error {
 	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("close descriptor socket: %w", err)
-	}
-	if err := os.Remove(s.o.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove descriptor socket: %w", err)
 	}
 	return nil
 }
