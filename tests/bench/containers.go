@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"sigs.k8s.io/yaml"
 
+	"github.com/ambipod/ambipod/tests/defaultcgroup"
 	"github.com/ambipod/ambipod/tests/node"
 )
 
@@ -40,6 +41,10 @@ func measureContainers(ctx context.Context, e environment) (_ section, err error
 		Name: "containers", Base: "containerd", Ours: "through criproxy",
 		Title: fmt.Sprintf("critest -benchmark, medians of %d samples in %d alternating rounds", critestRounds*critestSamples, critestRounds),
 	}
+	cgroups, err := defaultcgroup.Take()
+	if err != nil {
+		return s, err
+	}
 	n, err := node.Start(ctx, node.Config{
 		Checkout: e.checkout,
 		Name:     "bench",
@@ -48,7 +53,7 @@ func measureContainers(ctx context.Context, e environment) (_ section, err error
 	if err != nil {
 		return s, err
 	}
-	defer func() { err = errors.Join(err, stopNode(ctx, n)) }()
+	defer func() { err = errors.Join(err, stopNode(ctx, n), cgroups.RemoveNew()) }()
 	if err := pushPulled(ctx, n); err != nil {
 		return s, err
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/tests/defaultcgroup"
 	"github.com/ambipod/ambipod/tests/node"
 	"github.com/ambipod/ambipod/tests/page"
 )
@@ -67,7 +68,7 @@ func run(ctx context.Context, checkout string, out io.Writer) (err error) {
 	if err := os.MkdirAll(results, 0o755); err != nil { //nolint:gosec // for people
 		return fmt.Errorf("make folder for results: %w", err)
 	}
-	cgroups, err := snapshotCgroups()
+	cgroups, err := defaultcgroup.Take()
 	if err != nil {
 		return err
 	}
@@ -86,7 +87,7 @@ func run(ctx context.Context, checkout string, out io.Writer) (err error) {
 	defer func() {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
-		err = errors.Join(err, n.Stop(cleanup), cgroups.removeNew())
+		err = errors.Join(err, n.Stop(cleanup), cgroups.RemoveNew())
 	}()
 	t := target{node: n, checkout: checkout, results: results, out: out}
 	if err := t.fillRegistry(ctx); err != nil {
