@@ -34,6 +34,9 @@ func (s *Server) Recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.Images.SetHolders(holders(vms)); err != nil {
+		return err
+	}
 	for _, vm := range vms {
 		if err := s.recoverContainer(ctx, vm); err != nil {
 			s.Logger.ErrorContext(ctx, "VM is not recovered", "container", vm.ID, "err", err)
@@ -50,6 +53,16 @@ func (s *Server) Recover(ctx context.Context) error {
 	s.sweepNetworks(ctx)
 	s.Logger.InfoContext(ctx, "recovered", "sandboxes", len(boxes), "containers", len(vms))
 	return nil
+}
+
+// holders tells which images the VMs boot from; the image store keeps these and no
+// other removed ones.
+func holders(vms []container) map[string][]string {
+	images := map[string][]string{}
+	for _, vm := range vms {
+		images[vm.ID] = []string{vm.ImageID}
+	}
+	return images
 }
 
 // Maintain repeats until the context ends what cannot be finished at once: the network

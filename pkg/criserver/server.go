@@ -51,6 +51,7 @@ type Images interface {
 	Remove(ctx context.Context, nameOrID string) error
 	Hold(id, holder string) error
 	Release(holder string) error
+	SetHolders(holders map[string][]string) error
 	Usage() (imagestore.Usage, error)
 }
 
