@@ -34,6 +34,19 @@ type Settings struct {
 	ForceDHCP     bool // no network configuration for cloud-init: the guest must ask by DHCP
 	TargetRuntime string
 
+	Datasource        string // of cloud-init: nocloud or configdrive
+	UserDataSource    Source // of user-data, under what UserData says
+	UserDataKey       string // which entry of UserDataSource is all of the user-data, "" for a mapping of all entries
+	UserDataBase64    bool   // that entry is encoded
+	UserDataOverwrite bool   // UserData and SSHKeys replace their sources
+	SSHKeySource      Source // of keys in addition to SSHKeys
+	FilesSource       Source // of files that the guest is to have
+	MountConfig       bool   // ConfigMaps and the like are mounted, not copied
+
+	CPUModel string
+	CPU      *CPU // in place of CPUModel
+	Screen   bool
+
 	IngressBandwidth int64 // bit/s towards the guest, 0 for no limit
 	EgressBandwidth  int64 // bit/s from the guest, 0 for no limit
 	AllowSpoofing    bool  // the guest may send from other addresses than its own
@@ -52,7 +65,7 @@ type Annotation struct {
 
 // Parse reads a pod's annotations.
 func Parse(pod map[string]string) (Settings, error) {
-	settings := Settings{DiskBus: busSCSI}
+	settings := Settings{DiskBus: busSCSI, Datasource: "nocloud"}
 	known := map[string]bool{}
 	for _, a := range Table {
 		known[a.Name] = true
@@ -74,11 +87,28 @@ func Parse(pod map[string]string) (Settings, error) {
 				name, errdefs.ErrInvalidArgument)
 		}
 	}
-	if settings.UserData != "" && settings.UserScript != "" {
-		return Settings{}, fmt.Errorf("annotations %s and %s exclude each other, remove one: %w",
-			Domain+"user-data", Domain+"user-data-script", errdefs.ErrInvalidArgument)
+	return settings, settings.check()
+}
+
+// check looks at what annotations say together.
+func (s Settings) check() error {
+	switch {
+	case s.UserData != "" && s.UserScript != "":
+		return exclude("user-data", "user-data-script")
+	case s.UserDataSource != Source{} && s.UserScript != "":
+		return exclude("user-data-source", "user-data-script")
+	case s.UserDataKey != "" && s.UserData != "" && !s.UserDataOverwrite:
+		return exclude("user-data", "user-data-source-key")
+	case s.UserDataKey != "" && s.UserDataSource == Source{}:
+		return fmt.Errorf("annotation %s needs %s beside it: %w", Domain+"user-data-source-key", Domain+"user-data-source", errdefs.ErrInvalidArgument)
+	case s.CPU != nil && s.CPUModel != "":
+		return exclude("cpu-model", "libvirt-cpu-setting")
 	}
-	return settings, nil
+	return nil
+}
+
+func exclude(one, other string) error {
+	return fmt.Errorf("annotations %s and %s exclude each other, remove one: %w", Domain+one, Domain+other, errdefs.ErrInvalidArgument)
 }
 
 // lookup finds an annotation under either name; "" when the pod has neither.

@@ -17,8 +17,8 @@ func TestParse(t *testing.T) {
 		pod  map[string]string
 		want Settings
 	}{
-		{"nothing", nil, Settings{DiskBus: "scsi"}},
-		{"annotations of others", map[string]string{"example.com/x": "y", "kubernetes.io/config.source": "file"}, Settings{DiskBus: "scsi"}},
+		{"nothing", nil, Settings{DiskBus: "scsi", Datasource: "nocloud"}},
+		{"annotations of others", map[string]string{"example.com/x": "y", "kubernetes.io/config.source": "file"}, Settings{DiskBus: "scsi", Datasource: "nocloud"}},
 		{
 			"canonical names",
 			map[string]string{
@@ -27,7 +27,7 @@ func TestParse(t *testing.T) {
 			},
 			Settings{
 				TargetRuntime: "vm", VCPUs: 2, RootSize: 1 << 30, DiskBus: "virtio",
-				SSHKeys: []string{"ssh-ed25519 A a", "ssh-ed25519 B b"}, ForceDHCP: true,
+				SSHKeys: []string{"ssh-ed25519 A a", "ssh-ed25519 B b"}, ForceDHCP: true, Datasource: "nocloud",
 			},
 		},
 		{
@@ -36,17 +36,36 @@ func TestParse(t *testing.T) {
 				"kubernetes.io/target-runtime": "virtlet.cloud", "VirtletVCPUCount": "3",
 				"VirtletSystemUUID": "53008994-44C0-4017-AD44-9C49758083DA", "VirtletDiskDriver": "scsi",
 			},
-			Settings{TargetRuntime: "virtlet.cloud", VCPUs: 3, DiskBus: "scsi", SystemUUID: "53008994-44c0-4017-ad44-9c49758083da"},
+			Settings{TargetRuntime: "virtlet.cloud", VCPUs: 3, DiskBus: "scsi", Datasource: "nocloud", SystemUUID: "53008994-44c0-4017-ad44-9c49758083da"},
+		},
+		{
+			"data from volumes",
+			map[string]string{
+				"VirtletCloudInitImageType": "configdrive", "VirtletCloudInitUserDataSource": "configmap/data", "VirtletCloudInitUserDataSourceKey": "script",
+				"VirtletCloudInitUserDataSourceEncoding": "base64", "VirtletSSHKeySource": "secret/keys/mine", "VirtletFilesFromDataSource": "/etc/files/",
+				"VirtletChown9pfsMounts": "true", Domain + "config-volumes": "mount",
+			},
+			Settings{
+				DiskBus: "scsi", Datasource: "configdrive", UserDataSource: Source{Kind: "configmap", Volume: "data"}, UserDataKey: "script",
+				UserDataBase64: true, SSHKeySource: Source{Kind: "secret", Volume: "keys", Key: "mine"}, FilesSource: Source{Path: "/etc/files"}, MountConfig: true,
+			},
+		},
+		{
+			"a processor in libvirt's terms",
+			map[string]string{"VirtletLibvirtCPUSetting": "mode: custom\nmodel:\n  value: core2duo\n  fallback: forbid\nfeatures:\n- policy: disable\n  name: vmx\n"},
+			Settings{DiskBus: "scsi", Datasource: "nocloud", CPU: &CPU{
+				Mode: "custom", Model: CPUModel{Value: "core2duo", Fallback: "forbid"}, Features: []CPUFeature{{Policy: "disable", Name: "vmx"}},
+			}},
 		},
 		{
 			"both names, same value",
 			map[string]string{Domain + "vcpu-count": "2", "VirtletVCPUCount": "2"},
-			Settings{VCPUs: 2, DiskBus: "scsi"},
+			Settings{VCPUs: 2, DiskBus: "scsi", Datasource: "nocloud"},
 		},
 		{
 			"both spellings of the routing annotation",
 			map[string]string{Domain + "target-runtime": "vm", "kubernetes.io/target-runtime": "virtlet.cloud"},
-			Settings{TargetRuntime: "vm", DiskBus: "scsi"},
+			Settings{TargetRuntime: "vm", DiskBus: "scsi", Datasource: "nocloud"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -76,6 +95,13 @@ func TestParseRefuses(t *testing.T) {
 		{"user-data that is a list", map[string]string{Domain + "user-data": "- a\n"}, []string{"user-data", "YAML mapping"}},
 		{"a script without #!", map[string]string{Domain + "user-data-script": "echo"}, []string{"#!"}},
 		{"two kinds of user-data", map[string]string{Domain + "user-data": "a: b", Domain + "user-data-script": "#!/bin/sh"}, []string{"exclude"}},
+		{"a source of another kind", map[string]string{"VirtletSSHKeySource": "pod/x"}, []string{"pod/x", "`configmap/NAME`"}},
+		{"a source without a name", map[string]string{Domain + "user-data-source": "secret/"}, []string{"secret/"}},
+		{"a key where none can be", map[string]string{Domain + "user-data-source": "secret/a/b"}, []string{"secret/a/b"}},
+		{"a key without its source", map[string]string{Domain + "user-data-source-key": "a"}, []string{"user-data-source beside it"}},
+		{"a topology of the pod's own", map[string]string{"VirtletLibvirtCPUSetting": "topology: {cores: 4}"}, []string{"topology", "`mode`"}},
+		{"two processors", map[string]string{Domain + "cpu-model": "maximum", "VirtletLibvirtCPUSetting": "mode: maximum"}, []string{"cpu-model", "exclude"}},
+		{"an unknown datasource", map[string]string{"VirtletCloudInitImageType": "ec2"}, []string{"ec2", "`configdrive`"}},
 		{"contradicting names", map[string]string{Domain + "vcpu-count": "1", "VirtletVCPUCount": "2"}, []string{`"1"`, `"2"`, "remove one"}},
 		{"a misspelt name", map[string]string{Domain + "vcpu-cont": "1"}, []string{"vcpu-cont", "unknown"}},
 		{"an unknown runtime", map[string]string{Domain + "target-runtime": "vmm"}, []string{"target-runtime", "vmm"}},
@@ -109,6 +135,23 @@ func TestTableIsSound(t *testing.T) {
 				t.Errorf("%s stands twice in the table", name)
 			}
 			names[name] = true
+		}
+	}
+}
+
+// TestVirtletsNamesAreKnown: a manifest written for Virtlet must not lose a setting.
+func TestVirtletsNamesAreKnown(t *testing.T) {
+	aliases := map[string]bool{}
+	for _, a := range Table {
+		aliases[a.Alias] = true
+	}
+	for name := range strings.FieldsSeq(`VirtletVCPUCount VirtletDiskDriver VirtletCloudInitImageType VirtletCloudInitMetaData
+		VirtletCloudInitUserData VirtletCloudInitUserDataOverwrite VirtletCloudInitUserDataScript VirtletCloudInitUserDataSource
+		VirtletCloudInitUserDataSourceKey VirtletCloudInitUserDataSourceEncoding VirtletSSHKeys VirtletSSHKeySource VirtletCPUModel
+		VirtletLibvirtCPUSetting VirtletRootVolumeSize VirtletChown9pfsMounts VirtletFilesFromDataSource VirtletSystemUUID
+		VirtletForceDHCPNetworkConfig`) {
+		if !aliases[name] {
+			t.Errorf("%s is not in the table", name)
 		}
 	}
 }

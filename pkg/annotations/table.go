@@ -95,6 +95,73 @@ var Table = []Annotation{
 		},
 	},
 	{
+		Name: Domain + "user-data-source", Alias: "VirtletCloudInitUserDataSource",
+		Allowed: sourceForms, Default: "none",
+		Doc: "cloud-init user-data from a ConfigMap or Secret. Each entry is a key of the `#cloud-config` mapping and its value in YAML; " +
+			"`user-data` is merged over it." + noServer,
+		parse: func(s *Settings, value string) (err error) {
+			s.UserDataSource, err = parseSource(value, false)
+			return err
+		},
+	},
+	{
+		Name: Domain + "user-data-source-key", Alias: "VirtletCloudInitUserDataSourceKey",
+		Allowed: "the name of an entry", Default: "all entries make up the user-data",
+		Doc:   "The entry of `user-data-source` that is the whole user-data, of any format that cloud-init knows.",
+		parse: func(s *Settings, value string) error { s.UserDataKey = value; return notEmpty(value) },
+	},
+	{
+		Name: Domain + "user-data-source-encoding", Alias: "VirtletCloudInitUserDataSourceEncoding",
+		Allowed: "`plain` or `base64`", Default: "`plain`",
+		Doc: "How the entry that `user-data-source-key` names is encoded.",
+		parse: func(s *Settings, value string) error {
+			s.UserDataBase64 = value == "base64"
+			return among(value, "plain", "base64")
+		},
+	},
+	{
+		Name: Domain + "user-data-overwrite", Alias: "VirtletCloudInitUserDataOverwrite",
+		Allowed: "`true` or `false`", Default: "`false`",
+		Doc:   "`user-data` replaces what `user-data-source` says, and `ssh-keys` what `ssh-key-source` says, instead of adding to it.",
+		parse: truth(func(s *Settings) *bool { return &s.UserDataOverwrite }),
+	},
+	{
+		Name: Domain + "ssh-key-source", Alias: "VirtletSSHKeySource",
+		Allowed: sourceForms + "; `/KEY` may follow a NAME, and the path may be that of a file", Default: "none",
+		Doc: "SSH keys from a ConfigMap or Secret, from its entry `authorized_keys` if no other is named; `ssh-keys` come after them." + noServer,
+		parse: func(s *Settings, value string) (err error) {
+			s.SSHKeySource, err = parseSource(value, true)
+			return err
+		},
+	},
+	{
+		Name: Domain + "files-from-data-source", Alias: "VirtletFilesFromDataSource",
+		Allowed: sourceForms, Default: "none",
+		Doc: "Files for the guest, written by cloud-init at its first boot. For each file there is an entry `X` with its content, `X_path` with " +
+			"its absolute path in the guest and, unless the content is in base64, `X_encoding` with the word `plain`." + noServer,
+		parse: func(s *Settings, value string) (err error) {
+			s.FilesSource, err = parseSource(value, false)
+			return err
+		},
+	},
+	{
+		Name:    Domain + "config-volumes",
+		Allowed: "`copy` or `mount`", Default: "`copy`",
+		Doc: "How ConfigMap, Secret, projected and downward API volumes reach the guest: copied at its first boot, or mounted like folders " +
+			"of the node, so that changes of them show in the running guest.",
+		parse: func(s *Settings, value string) error {
+			s.MountConfig = value == "mount"
+			return among(value, "copy", "mount")
+		},
+	},
+	{
+		Name: Domain + "chown-mounts", Alias: "VirtletChown9pfsMounts",
+		Allowed: "`true` or `false`", Default: "`false`",
+		Doc: "Accepted for Virtlet's manifests and without effect: folders reach the guest by virtiofs with the users and groups that they " +
+			"have on the node, so nothing has to be given to QEMU's user.",
+		parse: truth(func(*Settings) *bool { return new(bool) }),
+	},
+	{
 		Name: Domain + "meta-data", Alias: "VirtletCloudInitMetaData",
 		Allowed: "a YAML or JSON mapping", Default: "none",
 		Doc:   "cloud-init meta-data; its keys override generated ones such as `local-hostname` and `instance-id`.",
@@ -103,11 +170,36 @@ var Table = []Annotation{
 	{
 		Name: Domain + "force-dhcp", Alias: "VirtletForceDHCPNetworkConfig",
 		Allowed: "`true` or `false`", Default: "`false`",
-		Doc: "Leaves the network configuration out of the cloud-init disk, so that the guest asks for it by DHCP.",
-		parse: func(s *Settings, value string) (err error) {
-			s.ForceDHCP, err = strconv.ParseBool(value)
-			return plain(err, "is neither true nor false")
-		},
+		Doc:   "Leaves the network configuration out of the cloud-init disk, so that the guest asks for it by DHCP.",
+		parse: truth(func(s *Settings) *bool { return &s.ForceDHCP }),
+	},
+	{
+		Name: Domain + "cloud-init-datasource", Alias: "VirtletCloudInitImageType",
+		Allowed: "`nocloud` or `configdrive`", Default: "`nocloud`",
+		Doc: "What the guest's cloud-init finds: an image labelled `cidata` (NoCloud), or one labelled `config-2` (OpenStack's config drive), " +
+			"which cloudbase-init of Windows guests reads.",
+		parse: oneOf(func(s *Settings) *string { return &s.Datasource }, "nocloud", "configdrive"),
+	},
+	{
+		Name: Domain + "cpu-model", Alias: "VirtletCPUModel",
+		Allowed: "`host-model`, `host-passthrough`, `maximum` or a name from libvirt's CPU map such as `Skylake-Server`; the first two need KVM",
+		Default: "`host-passthrough` with KVM, `Nehalem` under software emulation",
+		Doc:     "The processor that the guest sees.",
+		parse:   func(s *Settings, value string) error { s.CPUModel = value; return nil },
+	},
+	{
+		Name: Domain + "libvirt-cpu-setting", Alias: "VirtletLibvirtCPUSetting",
+		Allowed: "a YAML mapping with `mode`, `match`, `check`, `migratable`, `vendor`, `model` (`value`, `fallback`) and `features` (`policy`, `name`)",
+		Default: "as `cpu-model` says",
+		Doc: "The processor that the guest sees, in the terms of libvirt's `<cpu>` element. Its topology follows from the number of virtual CPUs. " +
+			"Excludes `cpu-model`.",
+		parse: func(s *Settings, value string) (err error) { s.CPU, err = parseCPU(value); return err },
+	},
+	{
+		Name:    Domain + "screen",
+		Allowed: "`true` or `false`", Default: "`false`",
+		Doc:   "Gives the VM a graphics card, whose picture VNC serves on a unix socket of the node and nowhere else.",
+		parse: truth(func(s *Settings) *bool { return &s.Screen }),
 	},
 	{
 		Name: Domain + "ingress-bandwidth", Alias: "kubernetes.io/ingress-bandwidth",
@@ -124,29 +216,38 @@ var Table = []Annotation{
 	{
 		Name:    Domain + "allow-spoofing",
 		Allowed: "`true` or `false`", Default: "`false`",
-		Doc: "Lets the guest send from other MAC and IP addresses than its own, as a router must.",
-		parse: func(s *Settings, value string) (err error) {
-			s.AllowSpoofing, err = strconv.ParseBool(value)
-			return plain(err, "is neither true nor false")
-		},
-	},
-	{
-		Name: Domain + "cloud-init-datasource", Alias: "VirtletCloudInitImageType",
-		Allowed: "`nocloud`", Default: "`nocloud`",
-		Doc:   "The cloud-init datasource of the configuration disk.",
-		parse: oneOf(func(*Settings) *string { return new(string) }, "nocloud"),
+		Doc:   "Lets the guest send from other MAC and IP addresses than its own, as a router must.",
+		parse: truth(func(s *Settings) *bool { return &s.AllowSpoofing }),
 	},
 }
 
 // oneOf stores a value that must be one of a set.
 func oneOf(field func(*Settings) *string, allowed ...string) func(*Settings, string) error {
 	return func(s *Settings, value string) error {
-		if !slices.Contains(allowed, value) {
-			return errors.New("is none of the known ones")
-		}
 		*field(s) = value
-		return nil
+		return among(value, allowed...)
 	}
+}
+
+func among(value string, allowed ...string) error {
+	if !slices.Contains(allowed, value) {
+		return errors.New("is none of the known ones")
+	}
+	return nil
+}
+
+func truth(field func(*Settings) *bool) func(*Settings, string) error {
+	return func(s *Settings, value string) (err error) {
+		*field(s), err = strconv.ParseBool(value)
+		return plain(err, "is neither true nor false")
+	}
+}
+
+func notEmpty(value string) error {
+	if value == "" {
+		return errors.New("is empty")
+	}
+	return nil
 }
 
 func wholeNumber(value string, least, most int) (int, error) {
