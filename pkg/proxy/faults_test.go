@@ -196,6 +196,31 @@ func TestHungRuntime(t *testing.T) {
 	eventually(t, "lists are live again", func() bool { return !list.isBehind() })
 }
 
+// A call that never comes back does not keep a runtime behind that answers
+// others again.
+func TestOneCallHangsForEver(t *testing.T) {
+	s := newSetup(t)
+	_, container := s.populate(t)
+	s.vm.onCall(func(ctx context.Context, _ string) error {
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	long, cancel := context.WithTimeout(t.Context(), time.Minute) // as kubelet's: two minutes
+	defer cancel()
+	must[*runtimeapi.ListContainersResponse](t)(s.ListContainers(long, &runtimeapi.ListContainersRequest{}))
+	list := s.backend("vm").source(s.proxy.rules.runtime("ListContainers"))
+	if !list.isBehind() {
+		t.Fatal("the runtime is not behind")
+	}
+	s.vm.onCall(nil) // the calls that hang go on hanging
+	back := time.Now()
+	eventually(t, "lists are live again", func() bool { return !list.isBehind() })
+	if took := time.Since(back); took > recovery {
+		t.Errorf("recovery took %v", took)
+	}
+	s.wantRecovery(t, container)
+}
+
 // A hung runtime that is killed and comes back is found as fast as any other.
 func TestHungAndKilledRuntime(t *testing.T) {
 	s := newSetup(t)
@@ -299,8 +324,12 @@ func TestSlowRuntime(t *testing.T) {
 		t.Errorf("a list took %v", longest)
 	}
 	s.wantUnhurt(t)
+	fill(s.vm, 1) // something that no call through the proxy has made
+	eventually(t, "memory follows the slow runtime", func() bool {
+		return len(must[*runtimeapi.ListContainersResponse](t)(s.ListContainers(ctx(t), &runtimeapi.ListContainersRequest{})).GetContainers()) == 3
+	})
 	s.vm.onCall(nil)
-	s.wantRecovery(t, container)
+	s.wantRecoveryOf(t, container, 3)
 }
 
 // A runtime that dies again and again: lists stay whole, the others are unhurt,

@@ -1,8 +1,24 @@
 package proxy
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"sync"
 	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/ambipod/ambipod/pkg/proxy/wire"
+)
+
+// Fields that every item of a list of sandboxes or containers has, or that those
+// of one of them have.
+const (
+	itemID           = protowire.Number(1) // both
+	itemSandbox      = protowire.Number(2) // Container: the ID of its sandbox
+	sandboxItemState = protowire.Number(3) // PodSandbox
+	containerState   = protowire.Number(6) // Container
 )
 
 // memory is the last complete list of one source and what has changed since.
@@ -12,15 +28,19 @@ import (
 // when the list is needed; a list that was asked for after a change has it.
 type memory struct {
 	mu      sync.Mutex
-	list    *frame    // guarded by mu; nil when nothing is known
-	asked   time.Time // guarded by mu; when the request for the list was sent
-	changes []change  // guarded by mu; in the order of their completion
+	list    *frame             // guarded by mu; nil when nothing is known
+	asked   time.Time          // guarded by mu; when the request for the list was sent
+	changes map[string]*change // guarded by mu; by ID of the object
 }
 
-// change is something that a backend has done to the objects of a list.
+// change is what has happened to one object since the list was asked for.
 type change struct {
-	at    time.Time // when the backend had said so
-	apply func(list []byte) ([]byte, error)
+	at    time.Time
+	item  func() ([]byte, error) // encodes an object that is new; nil: it is in the list
+	state []byte                 // its new state, as an encoded field; nil: as in the list
+	gone  bool
+	// orphans: the object is a sandbox that is gone, in a list of containers.
+	orphans bool
 }
 
 // remember keeps a complete list that was asked for at the given time, unless a
@@ -35,22 +55,28 @@ func (m *memory) remember(list *frame, asked time.Time) bool {
 		m.list.free()
 	}
 	m.list, m.asked = list.share(), asked
-	later := 0
-	for later < len(m.changes) && m.changes[later].at.Before(asked) {
-		later++
-	}
-	m.changes = append([]change(nil), m.changes[later:]...)
+	maps.DeleteFunc(m.changes, func(_ string, c *change) bool { return c.at.Before(asked) })
 	return true
 }
 
-// note adds a change, if there is a list to change, and tells how many there are.
-func (m *memory) note(apply func(list []byte) ([]byte, error)) int {
+// note records a change of one object, on top of earlier ones, if there is a
+// list to change. It tells how many objects have changed.
+func (m *memory) note(id string, apply func(c *change)) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.list == nil {
 		return 0
 	}
-	m.changes = append(m.changes, change{at: time.Now(), apply: apply})
+	if m.changes == nil {
+		m.changes = map[string]*change{}
+	}
+	c := m.changes[id]
+	if c == nil {
+		c = &change{}
+		m.changes[id] = c
+	}
+	c.at = time.Now()
+	apply(c)
 	return len(m.changes)
 }
 
@@ -63,17 +89,79 @@ func (m *memory) recall() (list *frame, age time.Duration, err error) {
 		return nil, 0, nil
 	}
 	age = time.Since(m.asked)
+	list = m.list.share()
 	if len(m.changes) == 0 {
-		return m.list.share(), age, nil
+		return list, age, nil
 	}
-	now := m.list.share()
-	bytes := now.bytes()
-	for _, c := range m.changes {
-		if bytes, err = c.apply(bytes); err != nil {
-			return nil, 0, err
+	defer list.free()
+	changed, err := m.changedLocked(list.bytes())
+	if err != nil {
+		return nil, 0, err
+	}
+	return frameOf(changed), age, nil
+}
+
+// changedLocked applies the changes to an encoded list, without decoding items.
+func (m *memory) changedLocked(list []byte) ([]byte, error) {
+	out := make([]byte, 0, len(list)+len(list)/8)
+	listed := map[string]bool{}
+	for len(list) > 0 {
+		f, rest, err := wire.Next(list)
+		if err != nil {
+			return nil, err
 		}
+		list = rest
+		id, err := wire.Path{itemID}.Value(f.Value)
+		if err != nil {
+			return nil, err
+		}
+		sandbox, err := wire.Path{itemSandbox}.Value(f.Value)
+		if err != nil {
+			return nil, err
+		}
+		if parent := m.changes[string(sandbox)]; parent != nil && parent.orphans {
+			continue
+		}
+		c := m.changes[string(id)]
+		if c == nil {
+			out = append(out, f.Raw...)
+			continue
+		}
+		listed[string(id)] = true
+		out = c.appendTo(out, f.Value)
 	}
-	return frameOf(bytes), age, nil
+	return m.appendNewLocked(out, listed)
+}
+
+// appendNewLocked adds what has been made since, in the order of the last deed.
+func (m *memory) appendNewLocked(out []byte, listed map[string]bool) ([]byte, error) {
+	ids := slices.SortedFunc(maps.Keys(m.changes), func(a, b string) int {
+		return cmp.Or(m.changes[a].at.Compare(m.changes[b].at), cmp.Compare(a, b))
+	})
+	for _, id := range ids {
+		c := m.changes[id]
+		if c.item == nil || listed[id] {
+			continue
+		}
+		item, err := c.item()
+		if err != nil {
+			return nil, err
+		}
+		out = c.appendTo(out, item)
+	}
+	return out, nil
+}
+
+// appendTo adds the object to a list, if it still exists. Of a field that occurs
+// twice the later one counts, so that a new state is simply added.
+func (c *change) appendTo(list, item []byte) []byte {
+	if c.gone {
+		return list
+	}
+	list = protowire.AppendTag(list, listItems, protowire.BytesType)
+	list = protowire.AppendVarint(list, uint64(len(item)+len(c.state)))
+	list = append(list, item...)
+	return append(list, c.state...)
 }
 
 func (m *memory) isKnown() bool {

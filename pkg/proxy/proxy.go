@@ -22,6 +22,10 @@ const drainTime = 10 * time.Second
 // stack grown. More calls at once get goroutines of their own.
 const streamWorkers = 4
 
+// writeBuffer is how much of a long answer goes into one write; a unix socket
+// takes a little more at once.
+const writeBuffer = 128 << 10
+
 // Proxy is the CRI server in front of the backends. Make one with New, serve
 // with Run.
 type Proxy struct {
@@ -171,6 +175,7 @@ func (p *Proxy) server() *grpc.Server {
 		grpc.InitialConnWindowSize(windowSize),
 		grpc.WaitForHandlers(true),
 		grpc.NumStreamWorkers(streamWorkers),
+		grpc.WriteBufferSize(writeBuffer),
 	)
 	for _, service := range p.rules.services {
 		server.RegisterService(p.describe(service), nil)

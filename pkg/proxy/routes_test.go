@@ -66,6 +66,38 @@ func TestListsAgreeOnTheItemsField(t *testing.T) {
 	}
 }
 
+// Memory edits encoded items: their fields are where it expects them.
+func TestFieldsThatMemoryEdits(t *testing.T) {
+	rules := mustRules(t)
+	for _, c := range []struct {
+		message protoreflect.MessageDescriptor
+		number  protoreflect.FieldNumber
+		name    protoreflect.Name
+	}{
+		{(&runtimeapi.PodSandbox{}).ProtoReflect().Descriptor(), itemID, "id"},
+		{(&runtimeapi.PodSandbox{}).ProtoReflect().Descriptor(), sandboxItemState, "state"},
+		{(&runtimeapi.Container{}).ProtoReflect().Descriptor(), itemID, "id"},
+		{(&runtimeapi.Container{}).ProtoReflect().Descriptor(), itemSandbox, "pod_sandbox_id"},
+		{(&runtimeapi.Container{}).ProtoReflect().Descriptor(), containerState, "state"},
+		{rules.runtime("RunPodSandbox").answer, 1, "pod_sandbox_id"},
+		{rules.runtime("CreateContainer").answer, 1, "container_id"},
+		{rules.runtime("StopPodSandbox").asks, 1, "pod_sandbox_id"},
+		{rules.runtime("RemovePodSandbox").asks, 1, "pod_sandbox_id"},
+		{rules.runtime("StartContainer").asks, 1, "container_id"},
+		{rules.runtime("StopContainer").asks, 1, "container_id"},
+		{rules.runtime("RemoveContainer").asks, 1, "container_id"},
+	} {
+		if f := c.message.Fields().ByNumber(c.number); f == nil || f.Name() != c.name {
+			t.Errorf("field %d of %s is %v, want %s", c.number, c.message.FullName(), f, c.name)
+		}
+	}
+	for method := range effects() {
+		if rules.runtime(method) == nil {
+			t.Errorf("effect of a method that does not exist: %s", method)
+		}
+	}
+}
+
 // No string field of the CRI that sounds like an ID is overlooked: it is either
 // rewritten or known to be something else.
 func TestEveryIDFieldIsRewritten(t *testing.T) {

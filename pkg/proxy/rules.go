@@ -32,9 +32,9 @@ type rule struct {
 	request  *wire.Schema
 	response *wire.Schema
 	answer   protoreflect.MessageDescriptor
-	shape    *wire.Shape // of an answer
-	listing  *rule       // toEveryStream: rule of the list method
-	effect   effect      // what success does to the owner's lists
+	shape    *wire.Shape       // of an answer
+	listing  *rule             // toEveryStream: rule of the list method
+	effect   func(*deed) error // what success does to the owner's lists; nil: nothing
 }
 
 // ruleset is the compiled table.

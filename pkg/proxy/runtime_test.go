@@ -218,6 +218,16 @@ func (r *testRuntime) CreateContainer(_ context.Context, q *runtimeapi.CreateCon
 	return &runtimeapi.CreateContainerResponse{ContainerId: c.GetId()}, nil
 }
 
+func (r *testRuntime) RestorePod(_ context.Context, q *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	response := &runtimeapi.RestorePodResponse{PodSandboxId: r.id()}
+	for _, c := range q.GetContainerConfigs() {
+		response.RestoredContainers = append(response.RestoredContainers, &runtimeapi.RestoredContainer{Name: c.GetMetadata().GetName(), ContainerId: r.id()})
+	}
+	return response, nil
+}
+
 func (r *testRuntime) setState(id string, state runtimeapi.ContainerState) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

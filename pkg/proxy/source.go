@@ -18,6 +18,9 @@ const (
 	// refreshLimit bounds one attempt to hear from a backend that is behind.
 	refreshLimit = 30 * time.Second
 	refreshPause = 200 * time.Millisecond
+	// probeLimit and refreshPause together must be below the second within which
+	// a backend's return is noticed.
+	probeLimit = 500 * time.Millisecond
 )
 
 // answer is one backend's part of a merged answer, its IDs already prefixed.
@@ -66,7 +69,7 @@ func (s *source) ask(ctx context.Context, request *frame, fetch fetcher) (*answe
 	case <-timer.C:
 	}
 	if full {
-		s.fallBehind(a)
+		s.fallBehind(a) //nolint:contextcheck // it outlives this call by design
 	} else {
 		a.cancel()
 	}
@@ -106,9 +109,10 @@ func (s *source) canRemember() bool {
 // attempt is one running request to a backend. It outlives the call that
 // started it when that call stops waiting for it.
 type attempt struct {
-	done   chan struct{} // closed when reply and err are set
+	done   chan struct{} // closed when the next three are set
 	reply  reply
 	err    error
+	took   time.Duration
 	cancel context.CancelFunc
 }
 
@@ -135,6 +139,7 @@ func (s *source) start(ctx context.Context, request *frame, fetch fetcher) *atte
 	s.backend.wg.Go(func() {
 		defer close(a.done)
 		a.reply, a.err = fetch(callCtx, s.backend, mine, options...)
+		a.took = time.Since(asked)
 		if a.err == nil && complete && s.memory.remember(&a.reply.frame, asked) && s.rule.keep {
 			s.backend.needsSaving()
 		}
@@ -228,20 +233,40 @@ func (s *source) fallBehind(a *attempt) {
 	s.backend.wg.Go(func() { s.catchUp(a) })
 }
 
-// catchUp waits for the late attempt and then asks until an answer is in time.
-func (s *source) catchUp(late *attempt) {
-	_ = late.wait(s.backend.ctx) // whatever it brought, only a punctual answer counts
+// catchUp asks until an answer is in time. Short attempts find out soon that the
+// backend is back. Beside them a long one is always under way, so that memory
+// follows a backend that stays slow; its slowness then spaces the short ones.
+func (s *source) catchUp(long *attempt) {
+	rest := refreshPause
 	for s.backend.ctx.Err() == nil {
-		started := time.Now()
-		if err := s.refresh(s.backend.ctx); err == nil && time.Since(started) < s.patience() {
+		punctual := s.answersSoon()
+		select {
+		case <-long.done:
+			long.cancel()
+			if long.err == nil {
+				rest = max(refreshPause, long.took)
+				punctual = punctual || long.took < s.patience()
+			}
+			long = s.start(s.backend.ctx, &frame{}, exchange(s.rule))
+		default:
+		}
+		if punctual {
 			s.mu.Lock()
 			s.behind = false
 			s.mu.Unlock()
 			s.backend.log.Info("runtime is in time again", "method", s.rule.method)
-			return
+			break
 		}
-		pause(s.backend.ctx, refreshPause)
+		pause(s.backend.ctx, rest)
 	}
+	long.cancel()
+}
+
+// answersSoon asks once, with little patience.
+func (s *source) answersSoon() bool {
+	ctx, cancel := context.WithTimeout(s.backend.ctx, probeLimit)
+	defer cancel()
+	return s.refresh(ctx) == nil
 }
 
 // refresh asks for everything, so that memory is up to date.

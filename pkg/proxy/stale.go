@@ -12,7 +12,7 @@ import (
 )
 
 // listItems is the number of the field that holds the items, in every list
-// answer of the CRI; rules_test.go checks that.
+// answer of the CRI; routes_test.go checks that.
 const listItems = protowire.Number(1)
 
 // filterKnown applies a list request's filter to remembered items, as the silent

@@ -13,7 +13,7 @@ import (
 )
 
 // saveInterval is how often a backend's lists are written at most.
-const saveInterval = 200 * time.Millisecond
+const saveInterval = time.Second
 
 // storeMagic begins every file; another format gets another number.
 const storeMagic = "ambipod-known-1\n"
@@ -67,7 +67,7 @@ func (s *store) load(of identity, method string) ([]byte, error) {
 		return nil, fmt.Errorf("last known list %s %w", path, errForeign)
 	}
 	sum, list := binary.BigEndian.Uint32(rest), rest[crc32.Size:]
-	if sum != checksum(list) {
+	if sum != frameOf(list).checksum() {
 		return nil, fmt.Errorf("last known list %s %w", path, errForeign)
 	}
 	return list, nil
@@ -88,8 +88,14 @@ func (s *store) save(of identity, method string, list []byte, sum uint32) error 
 	return nil
 }
 
-func checksum(list []byte) uint32 {
-	return crc32.Checksum(list, crc32.MakeTable(crc32.Castagnoli))
+// checksum is the CRC-32C of the frame's message.
+func (f *frame) checksum() uint32 {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	var sum uint32
+	for _, part := range f.data {
+		sum = crc32.Update(sum, table, part.ReadOnlyData())
+	}
+	return sum
 }
 
 // recallSaved fills the memories of the lists that are kept in files.
@@ -138,13 +144,12 @@ func (b *backend) saveChanged(written map[string]uint32) {
 		if list == nil {
 			continue
 		}
-		content := list.bytes()
-		sum := checksum(content)
+		sum := list.checksum()
 		if last, ok := written[r.method]; ok && last == sum {
 			list.free()
 			continue
 		}
-		if err := b.node.store.save(b.identity, r.method, content, sum); err != nil {
+		if err := b.node.store.save(b.identity, r.method, list.bytes(), sum); err != nil {
 			b.log.Error("last known objects will be forgotten by a restart", "error", err)
 		} else {
 			written[r.method] = sum
