@@ -111,7 +111,7 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.emulator, "emulator", "/usr/bin/qemu-system-x86_64", "QEMU that runs the VMs")
 	flags.StringVar(&s.wrapper, "vmwrapper", "", "vmwrapper that libvirt starts in its place; QEMU's user must reach it (default: beside this program)")
 	flags.StringVar(&s.guestHelper, "vmguest", "", "program sent into guests to give exec its streams (default: beside this program)")
-	flags.StringVar(&s.streamAddress, "stream-address", "127.0.0.1:0", "address and port for exec, attach and port-forward, best of the loopback; port 0 chooses one")
+	flags.StringVar(&s.streamAddress, "stream-address", "127.0.0.1:0", "loopback address and port for exec, attach and port-forward; port 0 chooses one")
 	flags.StringVar(&s.virtiofsd, "virtiofsd", "/usr/lib/qemu/virtiofsd", "server of the folders that VMs share with this machine")
 	flags.StringVar(&s.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "folder of the CNI configuration, the first file by name counts")
 	flags.StringSliceVar(&s.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "folders of CNI plugins")

@@ -4,10 +4,9 @@
 // Nouns: a ticket is the URL that an RPC answers with; it is good for one connection
 // within a minute. Runtime does what the connection is for.
 //
-// The server should listen on a loopback address: tickets are all that it asks for,
-// and they travel in clear text. kubelet connects to it and passes the streams on,
-// encrypted, to the API server. Another single address is possible, for a node whose
-// kubelet is elsewhere, and is warned of; all addresses of the machine are not.
+// The server listens on a loopback address of its network namespace only: tickets
+// are all that it asks for, and they travel in clear text. kubelet connects to it and
+// passes the streams on, encrypted, to the API server.
 //
 // Concurrency: all methods may be called concurrently. Each connection has its own
 // goroutines, which end with it.
@@ -43,8 +42,7 @@ type Runtime = cristreaming.Runtime
 
 // Options configure a Server; all are required.
 type Options struct {
-	// Address is an IP address, of the loopback if possible, and a port; port 0
-	// chooses one.
+	// Address is an IP address of the loopback and a port; port 0 chooses one.
 	Address string
 	Runtime Runtime
 	Logger  *slog.Logger
@@ -64,20 +62,15 @@ type Server struct {
 
 // Listen binds the address, so that tickets can be given out; Serve serves them.
 //
-// Errors: errdefs.ErrInvalidArgument when the address is not a single one.
+// Errors: errdefs.ErrInvalidArgument when the address is not of the loopback.
 func Listen(ctx context.Context, o Options) (*Server, error) {
 	host, _, err := net.SplitHostPort(o.Address)
 	if err != nil {
 		return nil, fmt.Errorf("address of the streaming server %q: %w: %w", o.Address, err, errdefs.ErrInvalidArgument)
 	}
-	ip := net.ParseIP(host)
-	if ip == nil || ip.IsUnspecified() || ip.IsMulticast() {
-		return nil, fmt.Errorf("address of the streaming server %q must be one IP address and a port, best 127.0.0.1:0: %w",
+	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+		return nil, fmt.Errorf("address of the streaming server %q must be an IP address of the loopback, as 127.0.0.1:0: %w",
 			o.Address, errdefs.ErrInvalidArgument)
-	}
-	if !ip.IsLoopback() {
-		o.Logger.WarnContext(ctx, "streams of exec, attach and port-forward pass over a network in clear text; a loopback address would be safer",
-			"address", o.Address)
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Address)
 	if err != nil {
