@@ -89,7 +89,7 @@ func (s *Server) planVM(box sandbox, config *runtimeapi.ContainerConfig) (vmPlan
 	if err != nil {
 		return vmPlan{}, fmt.Errorf("image of container %s: %w", config.GetMetadata().GetName(), err)
 	}
-	found, err := volumesOf(config)
+	found, err := volumesOf(config, settings.MountConfig)
 	if err != nil {
 		return vmPlan{}, err
 	}

@@ -20,10 +20,12 @@ const (
 	// defaultPeriod is the kernel's CFS period in µs (cgroup v2, cpu.max).
 	defaultPeriod = 100_000
 
-	// qemuOverhead is what QEMU needs beside the guest's memory: 50–90 MiB of its
-	// own and, under software emulation, the translation cache (see
-	// libvirttools). Measured as the peak of a guest that had touched all of its
-	// memory (2026-11, QEMU 7.2).
+	// qemuOverhead is what QEMU needs beside the guest's memory: 67 MiB of its own,
+	// whatever the guest's size, and under software emulation the translation cache
+	// of up to 112 MiB (see libvirttools). TestOverheadSuffices of tests/e2e measures
+	// it as the peak of VmHWM for guests of 128 MiB to 1 GiB that have touched all of
+	// their memory (2026-11, QEMU 7.2); the rest is for servers of shared folders, at
+	// 2 MiB each.
 	qemuOverhead = 192 << 20
 )
 

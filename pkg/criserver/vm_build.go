@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/ambipod/ambipod/pkg/annotations"
 	"github.com/ambipod/ambipod/pkg/layout"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/vmwrapper"
@@ -98,6 +99,24 @@ func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Dom
 		AgentSocket: files.AgentSocket(),
 		ExecSocket:  files.ExecSocket(),
 
+		CPUModel:        plan.settings.CPUModel,
+		CPU:             libvirtCPU(plan.settings.CPU),
 		DisableFeatures: s.HideFeatures,
+		Screen:          plan.settings.Screen,
 	}
+}
+
+// libvirtCPU translates a pod's wish; libvirt judges its words.
+func libvirtCPU(wish *annotations.CPU) *libvirttools.CPU {
+	if wish == nil {
+		return nil
+	}
+	cpu := &libvirttools.CPU{
+		Mode: wish.Mode, Match: wish.Match, Check: wish.Check, Migratable: wish.Migratable,
+		Model: wish.Model.Value, Fallback: wish.Model.Fallback, Vendor: wish.Vendor,
+	}
+	for _, feature := range wish.Features {
+		cpu.Features = append(cpu.Features, libvirttools.CPUFeature(feature))
+	}
+	return cpu
 }

@@ -112,7 +112,10 @@ func mappingOf(data map[string][]byte) (cloudinit.Document, error) {
 		if err := yaml.Unmarshal(data[key], &value); err != nil {
 			return cloudinit.Document{}, fmt.Errorf("entry %s is no YAML: %w: %w", key, err, errdefs.ErrInvalidArgument)
 		}
-		part, err := yaml.Marshal(map[string]*yaml.Node{key: &value})
+		if value.Kind == 0 { // an empty entry
+			continue
+		}
+		part, err := yaml.Marshal(map[string]*yaml.Node{key: value.Content[0]})
 		if err != nil {
 			return cloudinit.Document{}, fmt.Errorf("entry %s: %w", key, err)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/pkg/annotations"
 	"github.com/ambipod/ambipod/pkg/cgroup"
 	"github.com/ambipod/ambipod/pkg/cloudinit"
 	"github.com/ambipod/ambipod/pkg/layout"
@@ -55,13 +56,15 @@ type guestDisk struct {
 
 // volumesOf sorts the volumes of a container by the way in which a guest can have
 // them. It looks at the node's files but changes nothing.
-func volumesOf(config *runtimeapi.ContainerConfig) (guestVolumes, error) {
+//
+// Volumes that kubelet fills are copied unless mountConfig says otherwise.
+func volumesOf(config *runtimeapi.ContainerConfig, mountConfig bool) (guestVolumes, error) {
 	var found guestVolumes
 	for i, mount := range config.GetMounts() {
 		if mount.GetContainerPath() == terminationLog {
 			continue
 		}
-		share, err := isShared(mount)
+		share, err := isShared(mount, mountConfig)
 		if err != nil {
 			return found, fmt.Errorf("volume mounted at %s: %w", mount.GetContainerPath(), err)
 		}
@@ -87,7 +90,7 @@ func volumesOf(config *runtimeapi.ContainerConfig) (guestVolumes, error) {
 // isShared tells folders, which guests mount, from files, which are copied. Folders
 // that kubelet fills with ConfigMaps and the like count as files: guests have them
 // before anything of theirs runs.
-func isShared(mount *runtimeapi.Mount) (bool, error) {
+func isShared(mount *runtimeapi.Mount, mountConfig bool) (bool, error) {
 	switch {
 	case mount.GetImage() != nil:
 		return false, fmt.Errorf("an image cannot be mounted into a VM, bring its files in a ConfigMap or on the root disk: %w", errdefs.ErrInvalidArgument)
@@ -100,7 +103,7 @@ func isShared(mount *runtimeapi.Mount) (bool, error) {
 	}
 	switch {
 	case info.IsDir():
-		return !isKubeletData(mount.GetHostPath()), nil
+		return mountConfig || !isKubeletData(mount.GetHostPath()), nil
 	case info.Mode().IsRegular():
 		return false, nil
 	case info.Mode()&os.ModeDevice != 0 && info.Mode()&os.ModeCharDevice == 0:
@@ -200,7 +203,11 @@ type servings []*volumes.Serving
 // serveShares starts the servers of a VM's folders, in the VM's control group. They
 // end with QEMU; its caller ends the group if QEMU does not come to run.
 func (s *Server) serveShares(ctx context.Context, box sandbox, vm container) (_ servings, err error) {
-	found, err := volumesOf(vm.config)
+	settings, err := annotations.Parse(box.config.GetAnnotations())
+	if err != nil {
+		return nil, err
+	}
+	found, err := volumesOf(vm.config, settings.MountConfig)
 	if err != nil || len(found.shares) == 0 {
 		return nil, err
 	}

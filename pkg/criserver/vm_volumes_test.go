@@ -34,7 +34,7 @@ func TestVolumesTakeTheirWays(t *testing.T) {
 		&runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: file},
 		&runtimeapi.Mount{ContainerPath: "/a/data", HostPath: folder, Readonly: true},
 		&runtimeapi.Mount{ContainerPath: "/b", HostPath: folder},
-	))
+	), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,6 +58,15 @@ func TestVolumesTakeTheirWays(t *testing.T) {
 	shares := []libvirttools.Share{{Tag: "volume4", Socket: run + "volume4"}, {Tag: "volume5", Socket: run + "volume5"}, {Tag: "volume0", Socket: run + "volume0"}}
 	if diff := cmp.Diff(shares, got.Shares); diff != "" {
 		t.Errorf("shares (-want +got):\n%s", diff)
+	}
+}
+
+func TestConfigVolumesAreMountedOnDemand(t *testing.T) {
+	t.Parallel()
+	secret := kubeletVolume(t, map[string]string{"token": "secret"})
+	found, err := volumesOf(withMounts(&runtimeapi.Mount{ContainerPath: "/secret", HostPath: secret}), true)
+	if err != nil || len(found.shares) != 1 || len(found.files) != 0 {
+		t.Errorf("got %+v, %v; want one folder", found, err)
 	}
 }
 
@@ -97,7 +106,7 @@ func TestVolumesThatAVMCannotHave(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := volumesOf(test.config)
+			_, err := volumesOf(test.config, false)
 			if !test.class(err) {
 				t.Errorf("got %v", err)
 			}

@@ -78,8 +78,15 @@ func TestBuildXMLGolden(t *testing.T) {
 	kvm := plainDomain()
 	kvm.Accel = libvirttools.AccelKVM
 	kvm.DisableFeatures = []string{"arch-capabilities"}
+	described := plainDomain()
+	described.DisableFeatures = []string{"svm", "x2apic"}
+	described.CPU = &libvirttools.CPU{
+		Mode: "custom", Match: "exact", Check: "partial", Migratable: "on", Model: "core2duo", Fallback: "forbid", Vendor: "Intel",
+		Features: []libvirttools.CPUFeature{{Policy: "require", Name: "svm"}},
+	}
 	for name, d := range map[string]libvirttools.Domain{
-		"plain": plainDomain(), "rich": richDomain(), "maximum": maximum, "kvm": kvm,
+		"described": described,
+		"plain":     plainDomain(), "rich": richDomain(), "maximum": maximum, "kvm": kvm,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -189,6 +196,10 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"accelerator auto":     {func(d *domain) { d.Accel = "auto" }, "accelerator"},
 		"odd CPU model":        {func(d *domain) { d.CPUModel = "max,+vmx" }, "CPU model"},
 		"odd CPU feature":      {func(d *domain) { d.DisableFeatures = []string{"x2apic", ""} }, "CPU features"},
+		"two CPUs":             {func(d *domain) { d.CPUModel, d.CPU = "Nehalem", &libvirttools.CPU{} }, "choose one"},
+		"odd CPU word":         {func(d *domain) { d.CPU = &libvirttools.CPU{Model: "a,b"} }, `"a,b"`},
+		"nameless feature":     {func(d *domain) { d.CPU = &libvirttools.CPU{Features: make([]libvirttools.CPUFeature, 1)} }, "no name"},
+		"host mode, no KVM":    {func(d *domain) { d.CPU = &libvirttools.CPU{Mode: "host-model"} }, "needs KVM"},
 		"host CPU without KVM": {func(d *domain) { d.CPUModel = libvirttools.CPUHost }, "needs KVM"},
 		"relative emulator":    {func(d *domain) { d.Emulator = "qemu" }, "emulator"},
 		"unclean emulator":     {func(d *domain) { d.Emulator = "/usr/../bin/sh" }, "emulator"},

@@ -43,6 +43,7 @@ type Domain struct {
 	VCPUs       int    // 1 to maxVCPUs
 	Accel       string // AccelKVM or AccelTCG
 	CPUModel    string // default: CPUHost with KVM, defaultTCGCPU with TCG
+	CPU         *CPU   // in place of CPUModel; optional
 	// DisableFeatures are names from libvirt's CPU map that the guest must not see;
 	// accel.Choice knows them.
 	DisableFeatures []string
@@ -57,6 +58,17 @@ type Domain struct {
 	ExecSocket  string // of ExecChannel; default: the guest has no such channel
 	Screen      bool   // a graphics card, see Client.OpenScreen; default: none
 }
+
+// CPU is a processor in the words of libvirt's domain format; an empty field is
+// libvirt's to decide.
+type CPU struct {
+	Mode, Match, Check, Migratable string
+	Model, Fallback, Vendor        string
+	Features                       []CPUFeature
+}
+
+// CPUFeature is a name from libvirt's CPU map and whether guests have it.
+type CPUFeature struct{ Policy, Name string }
 
 // Disk is a disk of the guest, backed by a file or a block device of the node.
 type Disk struct {

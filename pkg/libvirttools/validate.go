@@ -39,7 +39,7 @@ func invalid(format string, args ...any) error {
 }
 
 func (d Domain) validate() error {
-	for _, check := range []func() error{d.validateIdentity, d.validateSize, d.validateEmulator, d.validatePaths, d.validateShares} {
+	for _, check := range []func() error{d.validateIdentity, d.validateSize, d.validateCPU, d.validateEmulator, d.validatePaths, d.validateShares} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -82,6 +82,31 @@ func (d Domain) validateSize() error {
 		return invalid("one of the CPU features %q is not a name from libvirt's CPU map", d.DisableFeatures)
 	case d.Accel == AccelTCG && (d.CPUModel == CPUHost || d.CPUModel == CPUHostModel):
 		return invalid("CPU model %q needs KVM; without it use %q or a named model", d.CPUModel, CPUMaximum)
+	}
+	return nil
+}
+
+func (d Domain) validateCPU() error {
+	if d.CPU == nil {
+		return nil
+	}
+	if d.CPUModel != "" {
+		return invalid("a VM has a CPU model %q and another description of its CPU, choose one", d.CPUModel)
+	}
+	if d.Accel == AccelTCG && (d.CPU.Mode == CPUHost || d.CPU.Mode == CPUHostModel) {
+		return invalid("CPU mode %q needs KVM; without it use %q or a named model", d.CPU.Mode, CPUMaximum)
+	}
+	words := []string{d.CPU.Mode, d.CPU.Match, d.CPU.Check, d.CPU.Migratable, d.CPU.Model, d.CPU.Fallback, d.CPU.Vendor}
+	for _, feature := range d.CPU.Features {
+		if feature.Name == "" {
+			return invalid("a feature of the CPU has no name")
+		}
+		words = append(words, feature.Policy, feature.Name)
+	}
+	for _, word := range words {
+		if word != "" && !modelPattern.MatchString(word) {
+			return invalid("%q in the description of the CPU is no word of libvirt's", word)
+		}
 	}
 	return nil
 }

@@ -183,27 +183,33 @@ func owner(t *testing.T, path string) string {
 // serversInGroup checks that the servers of a VM's folders count as the pod's.
 func serversInGroup(t *testing.T, n *node.Node, id string, want int) {
 	t.Helper()
-	_, id, _ = strings.Cut(id, ".") // criproxy's prefix
-	var groups []string
-	for _, hierarchy := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup"} {
-		found, err := filepath.Glob(hierarchy + n.Cgroup() + "/ambipod-" + id + "/cgroup.procs")
-		must(t, err)
-		groups = append(groups, found...)
-	}
 	servers := 0
-	for _, group := range groups {
-		pids, err := os.ReadFile(group)
+	for _, pid := range membersOf(t, n, id) {
+		name, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
 		must(t, err)
-		for pid := range strings.FieldsSeq(string(pids)) {
-			name, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
-			must(t, err)
-			if strings.TrimSpace(string(name)) == "virtiofsd" {
-				servers++
-			}
+		if strings.TrimSpace(string(name)) == "virtiofsd" {
+			servers++
 		}
 	}
 	// Each has a process that waits for the confined one.
 	if servers != 2*want {
 		t.Errorf("%d processes of virtiofsd are in the pod's control group, want %d", servers, 2*want)
 	}
+}
+
+// membersOf lists the processes in a VM's control group.
+func membersOf(t *testing.T, n *node.Node, id string) []string {
+	t.Helper()
+	_, id, _ = strings.Cut(id, ".") // criproxy's prefix
+	for _, hierarchy := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup"} {
+		pids, err := os.ReadFile(filepath.Join(hierarchy, n.Cgroup(), "ambipod-"+id, "cgroup.procs"))
+		if err == nil {
+			return strings.Fields(string(pids))
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	t.Fatalf("VM %s has no control group", id)
+	return nil
 }
