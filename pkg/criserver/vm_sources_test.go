@@ -55,14 +55,14 @@ func TestUserDataFromVolumes(t *testing.T) {
 		pod  map[string]string
 		want string
 	}{
-		"entries":           {map[string]string{"VirtletCloudInitUserDataSource": "secret/data"}, "#cloud-config\npackages:\n- secret\n"},
-		"path in the guest": {map[string]string{"VirtletCloudInitUserDataSource": "/etc/data"}, "#cloud-config\npackages:\n- secret\n"},
+		"entries":           {map[string]string{"VirtletCloudInitUserDataSource": "secret/data"}, "#cloud-config\npackages:\n  - secret\n"},
+		"path in the guest": {map[string]string{"VirtletCloudInitUserDataSource": "/etc/data"}, "#cloud-config\npackages:\n  - secret\n"},
 		"one entry, decoded": {map[string]string{
 			"VirtletCloudInitUserDataSource": "configmap/data", "VirtletCloudInitUserDataSourceKey": "encoded", "VirtletCloudInitUserDataSourceEncoding": "base64",
 		}, "#!/bin/sh"},
 		"annotation merged over it": {map[string]string{
 			"VirtletCloudInitUserDataSource": "secret/data", "VirtletCloudInitUserData": "packages: [vim]\nuser: me\n",
-		}, "#cloud-config\npackages:\n- secret\n- vim\nuser: me\n"},
+		}, "#cloud-config\npackages:\n  - secret\n  - vim\nuser: me\n"},
 		"annotation in its place": {map[string]string{
 			"VirtletCloudInitUserDataSource": "secret/data", "VirtletCloudInitUserData": "user: me\n", "VirtletCloudInitUserDataOverwrite": "true",
 		}, "#cloud-config\nuser: me\n"},
