@@ -2,44 +2,30 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"sigs.k8s.io/yaml"
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/tests/defaultcgroup"
 	"github.com/ambipod/ambipod/tests/node"
 )
 
-// critest's benchmark runs this often on each side, and each time takes this
-// many samples of every operation.
-const (
-	critestRounds  = 8
-	critestSamples = 6
-)
+// containerRounds is how many pods and images live and go on each side.
+const containerRounds = 50
 
-// Images of the benchmark: containers run the node's busybox; another image is
-// pulled and removed.
-const (
-	pulledRepository = "bench/pulled"
-	pulledImage      = "registry.ambipod.test/" + pulledRepository + ":latest"
-)
-
-// measureContainers runs critest's own benchmark against containerd, directly
-// and through criproxy, in turn.
+// measureContainers compares the life of pods, containers and images in
+// containerd, directly and through criproxy.
 func measureContainers(ctx context.Context, e environment) (_ section, err error) {
 	s := section{
 		Name: "containers", Base: "containerd", Ours: "through criproxy",
-		Title: fmt.Sprintf("critest -benchmark, medians of %d samples in %d alternating rounds", critestRounds*critestSamples, critestRounds),
+		Title: "The operations of critest -benchmark with containerd, directly and through criproxy, medians",
 	}
 	cgroups, err := defaultcgroup.Take()
 	if err != nil {
@@ -54,57 +40,95 @@ func measureContainers(ctx context.Context, e environment) (_ section, err error
 		return s, err
 	}
 	defer func() { err = errors.Join(err, stopNode(ctx, n), cgroups.RemoveNew()) }()
-	if err := pushPulled(ctx, n); err != nil {
+	direct, err := dialSide(ctx, n, n.ContainerdSocket(), "direct")
+	if err != nil {
 		return s, err
 	}
-	operations := map[string]*pair{}
-	var order []string
-	for i := range critestRounds {
-		sides := []string{n.ContainerdSocket(), n.CRIProxySocket()}
-		if i%2 == 1 {
-			sides[0], sides[1] = sides[1], sides[0]
-		}
-		for _, socket := range sides {
-			results, err := critestBenchmark(ctx, e, n, socket)
-			if err != nil {
-				return s, err
-			}
-			for _, r := range results {
-				p := operations[r.operation]
-				if p == nil {
-					p = &pair{}
-					operations[r.operation] = p
-					order = append(order, r.operation)
-				}
-				p.add(socket == n.CRIProxySocket(), r.took)
-			}
-		}
-		_, _ = fmt.Fprintf(e.out, "    round %d of %d done\n", i+1, critestRounds)
+	defer func() { _ = direct.conn.Close() }()
+	proxied, err := dialSide(ctx, n, n.CRIProxySocket(), "proxied")
+	if err != nil {
+		return s, err
 	}
+	defer func() { _ = proxied.conn.Close() }()
 	const atMost limit = 1.05
-	for _, operation := range order {
-		s.Rows = append(s.Rows, ratioRow(operation, operations[operation].at(0.5), atMost))
+	all := operations()
+	pairs := make([]pair, len(all))
+	for i := range containerRounds + 1 {
+		if err := lifecycle(ctx, direct, proxied, i, pairs); err != nil {
+			return s, err
+		}
+		const every = 10
+		if i > 0 && i%every == 0 {
+			_, _ = fmt.Fprintf(e.out, "    %d of %d rounds done\n", i, containerRounds)
+		}
+	}
+	for i, o := range all {
+		s.Rows = append(s.Rows, ratioRow(o.name, pairs[i].at(0.5), atMost))
 	}
 	return s, nil
 }
 
-func (p *pair) add(ours bool, took []time.Duration) {
-	if ours {
-		p.ours = append(p.ours, took...)
-	} else {
-		p.base = append(p.base, took...)
+// lifecycle does every operation on both sides, one right after the other. Round
+// 0 is the warm-up and not recorded.
+func lifecycle(ctx context.Context, direct, proxied *side, round int, pairs []pair) error {
+	for i, o := range operations() {
+		took := map[*side]time.Duration{}
+		order := []*side{direct, proxied}
+		if (round+i)%2 == 1 {
+			order[0], order[1] = order[1], order[0]
+		}
+		for _, s := range order {
+			t, err := timed(func() error { return o.do(ctx, s) })
+			if err != nil {
+				return fmt.Errorf("%s on side %s: %w", o.name, s.name, err)
+			}
+			took[s] = t
+		}
+		if round > 0 {
+			pairs[i].base = append(pairs[i].base, took[direct])
+			pairs[i].ours = append(pairs[i].ours, took[proxied])
+		}
 	}
+	return nil
 }
 
-func stopNode(ctx context.Context, n *node.Node) error {
-	const patience = 2 * time.Minute
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-	defer cancel()
-	return n.Stop(ctx)
+// side is one way to containerd, with what it is working on.
+type side struct {
+	name      string
+	conn      *grpc.ClientConn
+	cri       runtimeapi.RuntimeServiceClient
+	images    runtimeapi.ImageServiceClient
+	pulled    *runtimeapi.ImageSpec // an image that only this side pulls and removes
+	pod       *runtimeapi.PodSandboxConfig
+	sandbox   string
+	container string
 }
 
-// pushPulled puts an image of some size into the node's registry.
-func pushPulled(ctx context.Context, n *node.Node) error {
+// dialSide connects, and makes an image for this side in the node's registry.
+func dialSide(ctx context.Context, n *node.Node, socket, name string) (*side, error) {
+	repository := "bench/" + name
+	if err := pushImage(ctx, n.RegistryAddress()+"/"+repository+":latest"); err != nil {
+		return nil, err
+	}
+	conn, err := node.Dial(socket)
+	if err != nil {
+		return nil, err
+	}
+	s := &side{
+		name: name, conn: conn,
+		cri: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn),
+		pulled: &runtimeapi.ImageSpec{Image: "registry.ambipod.test/" + repository + ":latest"},
+	}
+	// What containers run is there before anything is measured.
+	_, err = s.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: node.ContainerImage}})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("pull %s: %w", node.ContainerImage, err), conn.Close())
+	}
+	return s, nil
+}
+
+// pushImage puts an image of some size into a registry.
+func pushImage(ctx context.Context, reference string) error {
 	const (
 		layerBytes = 1 << 20
 		layers     = 3
@@ -113,7 +137,7 @@ func pushPulled(ctx context.Context, n *node.Node) error {
 	if err != nil {
 		return fmt.Errorf("make an image to pull: %w", err)
 	}
-	ref, err := name.NewTag(n.RegistryAddress()+"/"+pulledRepository+":latest", name.Insecure)
+	ref, err := name.NewTag(reference, name.Insecure)
 	if err != nil {
 		return fmt.Errorf("push an image to pull: %w", err)
 	}
@@ -123,77 +147,93 @@ func pushPulled(ctx context.Context, n *node.Node) error {
 	return nil
 }
 
-// operationTimes are one operation's samples of one run.
-type operationTimes struct {
-	operation string
-	took      []time.Duration
+func stopNode(ctx context.Context, n *node.Node) error {
+	const patience = 2 * time.Minute
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	return n.Stop(ctx)
 }
 
-// critestBenchmark runs critest once, each kind of operation one after another.
-func critestBenchmark(ctx context.Context, e environment, n *node.Node, socket string) ([]operationTimes, error) {
-	dir, err := os.MkdirTemp(n.Root(), "critest-")
-	if err != nil {
-		return nil, fmt.Errorf("make folder for critest: %w", err)
+// operation is one of those that critest -benchmark measures.
+type operation struct {
+	name string
+	do   func(context.Context, *side) error
+}
+
+// operations are in the order of a pod's life, as critest calls them.
+func operations() []operation {
+	return []operation{
+		{"RunPodSandbox", runSandbox},
+		{"PodSandboxStatus", func(ctx context.Context, s *side) error {
+			_, err := s.cri.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.sandbox, Verbose: true})
+			return err
+		}},
+		{"CreateContainer", createContainer},
+		{"StartContainer", func(ctx context.Context, s *side) error {
+			_, err := s.cri.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: s.container})
+			return err
+		}},
+		{"ContainerStatus", func(ctx context.Context, s *side) error {
+			_, err := s.cri.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: s.container, Verbose: true})
+			return err
+		}},
+		{"StopContainer", func(ctx context.Context, s *side) error {
+			const grace = 60 // seconds, as critest
+			_, err := s.cri.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: s.container, Timeout: grace})
+			return err
+		}},
+		{"RemoveContainer", func(ctx context.Context, s *side) error {
+			_, err := s.cri.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: s.container})
+			return err
+		}},
+		{"StopPodSandbox", func(ctx context.Context, s *side) error {
+			_, err := s.cri.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.sandbox})
+			return err
+		}},
+		{"RemovePodSandbox", func(ctx context.Context, s *side) error {
+			_, err := s.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.sandbox})
+			return err
+		}},
+		{"PullImage", func(ctx context.Context, s *side) error {
+			_, err := s.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: s.pulled})
+			return err
+		}},
+		{"ImageStatus", func(ctx context.Context, s *side) error {
+			_, err := s.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: s.pulled})
+			return err
+		}},
+		{"ListImages", func(ctx context.Context, s *side) error {
+			_, err := s.images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+			return err
+		}},
+		{"RemoveImage", func(ctx context.Context, s *side) error {
+			_, err := s.images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: s.pulled})
+			return err
+		}},
 	}
-	parameters, err := yaml.Marshal(map[string]any{
-		"containersNumber": critestSamples, "podsNumber": critestSamples, "imagesNumber": critestSamples,
-		"imagePullingBenchmarkImage": pulledImage, "imageListingBenchmarkImages": []string{pulledImage},
+}
+
+func runSandbox(ctx context.Context, s *side) error {
+	s.pod = &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "bench", Namespace: "default", Uid: uuid.NewString()},
+		Linux:    &runtimeapi.LinuxPodSandboxConfig{},
+	}
+	answer, err := s.cri.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: s.pod})
+	s.sandbox = answer.GetPodSandboxId()
+	return err
+}
+
+func createContainer(ctx context.Context, s *side) error {
+	answer, err := s.cri.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  s.sandbox,
+		SandboxConfig: s.pod,
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "bench"},
+			Image:    &runtimeapi.ImageSpec{Image: node.ContainerImage},
+			Command:  []string{"top"}, // which ends at SIGTERM
+			Linux:    &runtimeapi.LinuxContainerConfig{},
+		},
 	})
-	if err != nil {
-		return nil, fmt.Errorf("configure critest: %w", err)
-	}
-	images, err := yaml.Marshal(map[string]string{"defaultTestContainerImage": node.ContainerImage})
-	if err != nil {
-		return nil, fmt.Errorf("configure critest: %w", err)
-	}
-	err = errors.Join(
-		os.WriteFile(filepath.Join(dir, "parameters.yaml"), parameters, 0o600),
-		os.WriteFile(filepath.Join(dir, "images.yaml"), images, 0o600))
-	if err != nil {
-		return nil, fmt.Errorf("configure critest: %w", err)
-	}
-	cmd := exec.CommandContext(ctx, "nsenter", "--net="+n.Namespace(), filepath.Join(e.checkout, "_tools", "bin", "critest"),
-		"-benchmark", "-config", filepath.Join(dir, "no-such-file"),
-		"-runtime-endpoint", "unix://"+socket,
-		"-benchmarking-params-file", filepath.Join(dir, "parameters.yaml"),
-		"-benchmarking-output-dir", dir,
-		"-test-images-file", filepath.Join(dir, "images.yaml"))
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("run critest -benchmark: %w: %s", err, out)
-	}
-	return readDatapoints(dir)
-}
-
-// readDatapoints reads what critest -benchmark wrote into a folder.
-func readDatapoints(dir string) ([]operationTimes, error) {
-	var all []operationTimes
-	for _, file := range []string{"pod", "container", "image_lifecycle", "image_listing"} {
-		path := filepath.Join(dir, file+"_benchmark_data.json")
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("read critest's datapoints: %w", err)
-		}
-		var result struct {
-			OperationsNames []string
-			Datapoints      []struct{ OperationsDurationsNs []int64 }
-		}
-		if err := json.Unmarshal(data, &result); err != nil {
-			return nil, fmt.Errorf("read critest's datapoints in %s: %w", path, err)
-		}
-		for i, name := range result.OperationsNames {
-			times := operationTimes{operation: name}
-			for _, point := range result.Datapoints {
-				if i < len(point.OperationsDurationsNs) {
-					times.took = append(times.took, time.Duration(point.OperationsDurationsNs[i]))
-				}
-			}
-			if len(times.took) == 0 {
-				return nil, fmt.Errorf("critest has no datapoint for %s in %s: %w", name, path, errdefs.ErrDataLoss)
-			}
-			all = append(all, times)
-		}
-	}
-	return all, nil
+	s.container = answer.GetContainerId()
+	return err
 }
