@@ -48,6 +48,13 @@ var Table = []Annotation{
 		parse: func(s *Settings, value string) (err error) { s.RootSize, err = amount(value); return err },
 	},
 	{
+		Name:    Domain + "replace-root",
+		Allowed: "`true` or `false`", Default: "`false`",
+		Doc: "Whether a persistent root disk (`volumeDevices` with the `devicePath` `/`) that was made from another image than the pod's " +
+			"is overwritten with the new image, so that all on it is lost. Otherwise such a pod is refused.",
+		parse: truth(func(s *Settings) *bool { return &s.ReplaceRoot }),
+	},
+	{
 		Name: Domain + "disk-bus", Alias: "VirtletDiskDriver",
 		Allowed: "`scsi` or `virtio`", Default: "`scsi`",
 		Doc:   "How the guest sees its disks: virtio-scsi (`/dev/sd*`) or virtio-blk (`/dev/vd*`).",

@@ -24,15 +24,7 @@ func (s *Server) buildVM(ctx context.Context, box sandbox, vm container, plan vm
 			return err
 		}
 	}
-	if err := volumes.CreateRoot(ctx, volumes.Root{
-		Path:        files.RootDisk(),
-		Base:        plan.image.Path,
-		BaseFormat:  string(plan.image.Format),
-		VirtualSize: plan.image.VirtualSize,
-		Size:        plan.settings.RootSize,
-		UID:         s.QEMUUser.UID,
-		GID:         s.QEMUUser.GID,
-	}); err != nil {
+	if err := s.makeRoot(ctx, vm, plan); err != nil {
 		return err
 	}
 	if err := s.writeConfigDisk(box, vm, plan); err != nil {
@@ -43,6 +35,43 @@ func (s *Server) buildVM(ctx context.Context, box sandbox, vm container, plan vm
 		return err
 	}
 	return s.Domains.Define(ctx, xml)
+}
+
+// makeRoot makes the disk that a VM boots from, or takes the pod's.
+func (s *Server) makeRoot(ctx context.Context, vm container, plan vmPlan) (err error) {
+	if root := plan.volumes.root; root != nil {
+		root.size, err = volumes.PreparePersistentRoot(ctx, volumes.PersistentRoot{
+			Device:      root.node,
+			Image:       plan.image.Path,
+			ImageFormat: string(plan.image.Format),
+			ImageID:     plan.image.ID,
+			VirtualSize: plan.image.VirtualSize,
+			Replace:     plan.settings.ReplaceRoot,
+		})
+		return err
+	}
+	return volumes.CreateRoot(ctx, volumes.Root{
+		Path:        s.Layout.VM(vm.ID).RootDisk(),
+		Base:        plan.image.Path,
+		BaseFormat:  string(plan.image.Format),
+		VirtualSize: plan.image.VirtualSize,
+		Size:        plan.settings.RootSize,
+		UID:         s.QEMUUser.UID,
+		GID:         s.QEMUUser.GID,
+	})
+}
+
+// rootDisk describes it to libvirt.
+func (s *Server) rootDisk(vm container, plan vmPlan) libvirttools.Disk {
+	disk := libvirttools.Disk{Bus: plan.settings.DiskBus, Serial: "root"}
+	if root := plan.volumes.root; root != nil {
+		disk.Path, disk.Device, disk.Format = root.node, true, libvirttools.FormatRaw
+		disk.Offset, disk.Size = volumes.RootOffset, root.size
+		return disk
+	}
+	disk.Path, disk.Format, disk.Ephemeral = s.Layout.VM(vm.ID).RootDisk(), libvirttools.FormatQCOW2, true
+	disk.Backing = &libvirttools.Disk{Path: plan.image.Path, Format: string(plan.image.Format)}
+	return disk
 }
 
 // destroyVM removes everything that buildVM makes and the record; each part may be
@@ -70,11 +99,7 @@ func (s *Server) Owner() string { return s.Layout.State }
 func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Domain {
 	files := s.Layout.VM(vm.ID)
 	disks := []libvirttools.Disk{
-		{
-			Path: files.RootDisk(), Format: libvirttools.FormatQCOW2, Bus: plan.settings.DiskBus, Serial: "root",
-			Ephemeral: true,
-			Backing:   &libvirttools.Disk{Path: plan.image.Path, Format: string(plan.image.Format)},
-		},
+		s.rootDisk(vm, plan),
 		{Path: files.ConfigDisk(), Format: libvirttools.FormatRaw, CDROM: true, ReadOnly: true, Serial: "config"},
 	}
 	return libvirttools.Domain{

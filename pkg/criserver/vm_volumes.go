@@ -38,6 +38,7 @@ type guestVolumes struct {
 	files  []*runtimeapi.Mount // copied at the first boot
 	shares []guestShare        // folders of the node
 	disks  []guestDisk         // block devices of the node
+	root   *guestDisk          // the one that the guest boots from; nil for a disk that ends with the VM
 }
 
 // guestShare is a folder that the guest mounts.
@@ -52,6 +53,7 @@ type guestDisk struct {
 	path     string // in the guest
 	serial   string
 	readOnly bool
+	size     int64 // of the root, in bytes
 }
 
 // volumesOf sorts the volumes of a container by the way in which a guest can have
@@ -83,8 +85,16 @@ func volumesOf(config *runtimeapi.ContainerConfig, mountConfig bool) (guestVolum
 		return cmp.Compare(a.mount.GetContainerPath(), b.mount.GetContainerPath())
 	})
 	var err error
-	found.disks, err = disksOf(config.GetDevices())
-	return found, err
+	if found.disks, err = disksOf(config.GetDevices()); err != nil {
+		return found, err
+	}
+	if i := slices.IndexFunc(found.disks, func(d guestDisk) bool { return d.path == "/" }); i >= 0 {
+		root := found.disks[i]
+		if found.disks, found.root = slices.Delete(found.disks, i, i+1), &root; root.readOnly {
+			return found, fmt.Errorf("the root disk of a VM cannot be read-only: %w", errdefs.ErrInvalidArgument)
+		}
+	}
+	return found, nil
 }
 
 // isShared tells folders, which guests mount, from files, which are copied. Folders

@@ -60,7 +60,7 @@ func richDomain() libvirttools.Domain {
 	d.Screen = true
 	d.Shares = []libvirttools.Share{{Tag: "volume0", Socket: "/run/ambipod/vms/c0/0.sock"}, {Tag: "volume1", Socket: "/run/ambipod/vms/c0/1.sock"}}
 	d.Disks = []libvirttools.Disk{
-		{Path: "/dev/mapper/root", Device: true, Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Serial: "root"},
+		{Path: "/dev/mapper/root", Device: true, Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Serial: "root", Offset: 1 << 20, Size: 7 << 20},
 		{Path: "/data,with&odd<name>.img", Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio, Target: "vdc", ReadOnly: true},
 		{Path: "/srv/b.raw", Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio},
 		{Path: "/srv/c.qcow2", Format: libvirttools.FormatQCOW2, Target: "sdb"},
@@ -214,6 +214,8 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"backing unsaid":       {func(d *domain) { d.Disks[0].Backing.Format = "auto" }, `format "auto"`},
 		"raw overlay":          {func(d *domain) { d.Disks[0].Format = "raw" }, "cannot lie over"},
 		"over itself":          {func(d *domain) { d.Disks[0].Backing.Path = d.Disks[0].Path }, "over itself"},
+		"part of qcow2":        {func(d *domain) { d.Disks[0].Offset, d.Disks[0].Size = 1, 1 }, "part of"},
+		"part without end":     {func(d *domain) { d.Disks[1].Offset = 1 }, "part of"},
 		"relative disk":        {func(d *domain) { d.Disks[0].Path = "root.qcow2" }, "path of disk"},
 		"relative backing":     {func(d *domain) { d.Disks[0].Backing.Path = "json:{}" }, "path of disk"},
 		"unknown bus":          {func(d *domain) { d.Disks[0].Bus = "usb" }, "bus"},

@@ -95,10 +95,18 @@ func backing(d *Disk) *libvirtxml.DomainDiskBackingStore {
 }
 
 func source(d Disk, label []libvirtxml.DomainDeviceSecLabel) *libvirtxml.DomainDiskSource {
+	out := &libvirtxml.DomainDiskSource{}
 	if d.Device {
-		return &libvirtxml.DomainDiskSource{Block: &libvirtxml.DomainDiskSourceBlock{Dev: d.Path, SecLabel: label}}
+		out.Block = &libvirtxml.DomainDiskSourceBlock{Dev: d.Path, SecLabel: label}
+	} else {
+		out.File = &libvirtxml.DomainDiskSourceFile{File: d.Path, SecLabel: label}
 	}
-	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: d.Path, SecLabel: label}}
+	if d.Size > 0 {
+		out.Slices = &libvirtxml.DomainDiskSlices{Slices: []libvirtxml.DomainDiskSlice{{
+			Type: "storage", Offset: uint(d.Offset), Size: uint(d.Size), //nolint:gosec // validated
+		}}}
+	}
+	return out
 }
 
 func share(s Share, n uint) libvirtxml.DomainFilesystem {

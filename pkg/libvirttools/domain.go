@@ -75,6 +75,9 @@ type Disk struct {
 	Path   string // absolute
 	Device bool   // Path is a block device and no file
 	Format string // FormatQCOW2 or FormatRaw
+	// Offset and Size, in bytes, are the part of a raw disk that the guest has; all of
+	// it if Size is 0.
+	Offset, Size int64
 	// Backing is the image under a qcow2 overlay. It is opened read-only, and its
 	// file keeps its owner, whereas the overlay's is given to QEMU's user.
 	Backing  *Disk

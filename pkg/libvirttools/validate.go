@@ -221,6 +221,8 @@ func validateChain(d Disk) error {
 		switch {
 		case layer.Format != FormatQCOW2 && layer.Format != FormatRaw:
 			return invalid("format %q of disk %s is neither %q nor %q", layer.Format, layer.Path, FormatQCOW2, FormatRaw)
+		case layer.Offset < 0 || layer.Size < 0 || layer.Offset > 0 && layer.Size == 0 || layer.Size > 0 && layer.Format != FormatRaw:
+			return invalid("disk %s cannot be a part of %d bytes from byte %d of format %s", layer.Path, layer.Size, layer.Offset, layer.Format)
 		case layer.Backing != nil && layer.Format != FormatQCOW2:
 			return invalid("disk %s of format %s cannot lie over another image", layer.Path, layer.Format)
 		case seen[layer.Path]:

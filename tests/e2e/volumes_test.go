@@ -134,7 +134,7 @@ func volumesReachTheGuest(t *testing.T, bus string) {
 	must(t, p.tryRun(t))
 	report := waitFile(t, filepath.Join(one, "done"))
 	for _, want := range []string{
-		"writable: one\n", "read-only: two\n", "injected: a file\n", "untouched\n", "disk written\n",
+		"writable: one\n", "read-only: two\n", "injected: a file\n", "\nuntouched", "disk written\n",
 		fmt.Sprintf("disk: %d\n", dataSize), fmt.Sprintf("read-only disk: %d\n", readSize),
 	} {
 		if !strings.Contains(report, want) {
@@ -212,4 +212,50 @@ func membersOf(t *testing.T, n *node.Node, id string) []string {
 	}
 	t.Fatalf("VM %s has no control group", id)
 	return nil
+}
+
+// bootReport tells whether the root disk is as the image has it, or has been used.
+const bootReport = `#cloud-config
+runcmd:
+- - sh
+  - -c
+  - |
+    if [ -e /used ]; then cp /used /report/second; else echo "by the first VM" >/used; sync; cp /used /report/first; fi
+    df -m / | tail -n 1 >/report/size
+    sync
+    touch /report/done
+`
+
+// TestPersistentRoot: a second pod finds what the first one wrote to its root disk.
+func TestPersistentRoot(t *testing.T) {
+	n := criNode(t)
+	c := dial(t, n)
+	c.pull(t, vmKind)
+	const size = 400 << 20
+	device, _ := loop(t, size, "")
+	for _, want := range []string{"first", "second"} {
+		report := t.TempDir()
+		p := &pod{client: c, config: podConfig(t, n, vmKind), container: containerConfig(vmKind), kind: vmKind}
+		t.Cleanup(func() { p.removeAtEnd(t) })
+		p.config.Annotations = map[string]string{"vm.ambipod.io/user-data": bootReport}
+		p.container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/report", HostPath: report}}
+		p.container.Devices = []*runtimeapi.Device{{ContainerPath: "/", HostPath: device, Permissions: "mrw"}}
+		must(t, p.tryRun(t))
+		waitFile(t, filepath.Join(report, "done"))
+		if text := waitFile(t, filepath.Join(report, want)); text != "by the first VM\n" {
+			t.Errorf("the %s VM says %q", want, text)
+		}
+		// Larger than the image, which has 112 MiB: the guest has grown it.
+		var mebibytes int
+		if fields := strings.Fields(waitFile(t, filepath.Join(report, "size"))); len(fields) > 1 {
+			_, err := fmt.Sscan(fields[1], &mebibytes)
+			must(t, err)
+		}
+		if mebibytes < 300 {
+			t.Errorf("the root file system has %d MiB on a device of %d bytes", mebibytes, size)
+		}
+		must(t, p.remove(deadline(t), 30))
+		p.removeAtEnd(t)
+	}
+	nothingLeft(t, n)
 }
