@@ -92,7 +92,8 @@ var Table = []Annotation{
 	{
 		Name: Domain + "user-data-script", Alias: "VirtletCloudInitUserDataScript",
 		Allowed: "a text that begins with `#!`", Default: "none",
-		Doc: "cloud-init user-data as a script that runs at the guest's first boot. Excludes `user-data`.",
+		Doc: "cloud-init user-data as a script that runs at the guest's first boot. Excludes `user-data`. The pod's volumes are mounted by then, " +
+			"so Virtlet's placeholder `@virtlet-mount-script@` becomes a command that does nothing.",
 		parse: func(s *Settings, value string) error {
 			s.UserScript = value
 			if !strings.HasPrefix(value, "#!") {

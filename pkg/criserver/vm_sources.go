@@ -21,6 +21,14 @@ import (
 // defaultKeys is the entry of a ConfigMap or Secret that holds SSH keys.
 const defaultKeys = "authorized_keys"
 
+// mountScript stands, in scripts written for Virtlet, for commands that mount the pod's
+// volumes. Here they are mounted before any script runs; a command that does nothing
+// takes its place.
+const mountScript = "@virtlet-mount-script@"
+
+// script is user-data that reaches the guest as it is but for mountScript.
+func script(text []byte) []byte { return bytes.ReplaceAll(text, []byte(mountScript), []byte("true")) }
+
 // readSource returns the entries of the ConfigMap or Secret that an annotation names,
 // from the volume of the pod that kubelet has filled with it.
 func readSource(mounts []*runtimeapi.Mount, source annotations.Source) (map[string][]byte, error) {
@@ -63,7 +71,7 @@ func entries(files []cloudinit.WriteFile, only string) map[string][]byte {
 func guestUserData(mounts []*runtimeapi.Mount, settings annotations.Settings) (cloudinit.UserData, error) {
 	own, err := cloudinit.ParseDocument([]byte(settings.UserData))
 	if err != nil || settings.UserScript != "" || settings.UserDataSource == (annotations.Source{}) || settings.UserDataOverwrite && !own.IsEmpty() {
-		return cloudinit.UserData{Raw: []byte(settings.UserScript), Document: own}, err
+		return cloudinit.UserData{Raw: script([]byte(settings.UserScript)), Document: own}, err
 	}
 	data, err := readSource(mounts, settings.UserDataSource)
 	if err != nil {
@@ -93,7 +101,7 @@ func rawUserData(data map[string][]byte, settings annotations.Settings) (cloudin
 		}
 		text = decoded
 	}
-	return cloudinit.UserData{Raw: text}, nil
+	return cloudinit.UserData{Raw: script(text)}, nil
 }
 
 func decode(text []byte) ([]byte, error) {

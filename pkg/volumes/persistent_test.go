@@ -28,7 +28,7 @@ func change(t *testing.T, r PersistentRoot, offset int64, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer device.Close() //nolint:errcheck // a test's
+	defer device.Close()
 	if _, err := device.WriteAt([]byte(text), offset); err != nil {
 		t.Fatal(err)
 	}
