@@ -73,6 +73,12 @@ func measureCalls(ctx context.Context, e environment) (_ section, err error) {
 	}
 	s.Rows = append(s.Rows, ratioRow("call that does nothing, with an ID (StartContainer), p50", p.at(0.5), twoAtMost),
 		ratioRow("the same, p99", p.at(0.99), twoAtMost))
+	p, err = alternate(warmUp, noops, noop(ctx, r.direct), noop(ctx, r.relayed))
+	if err != nil {
+		return s, fmt.Errorf("measure a call through a bare relay: %w", err)
+	}
+	s.Rows = append(s.Rows, ratioRow("the same through a bare grpc-go relay instead of criproxy, p50", p.at(0.5), 0),
+		ratioRow("the same, p99", p.at(0.99), 0))
 	p, err = alternate(warmUp, noops/3, version(ctx, r.direct), version(ctx, r.proxied))
 	if err != nil {
 		return s, fmt.Errorf("measure Version: %w", err)

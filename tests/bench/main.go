@@ -64,6 +64,9 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "backend" {
 		return runBackend(ctx, args[1:])
 	}
+	if len(args) > 0 && args[0] == "relay" {
+		return runRelay(ctx, args[1:])
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	checkout := flags.String("checkout", ".", "top `folder` of the source")
 	criproxy := flags.String("criproxy", "", "another `program` than the one in _build/bin to measure")
@@ -94,6 +97,17 @@ func runBackend(ctx context.Context, args []string) error {
 		return err
 	}
 	return serveBackend(ctx, newBackend(*name, *pods), *socket, os.Stdin)
+}
+
+// runRelay is the program in the part of a bare relay.
+func runRelay(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench relay", flag.ContinueOnError)
+	backend := flags.String("backend", "", "`socket` of the CRI server behind it")
+	socket := flags.String("listen", "", "`socket` to serve on")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	return serveRelay(ctx, *backend, *socket, os.Stdin)
 }
 
 // measure runs the wanted sections, all without any, and reports them.

@@ -128,7 +128,7 @@ func idleKubelet(ctx context.Context, conn *grpc.ClientConn, lasts time.Duration
 	}{
 		{1, lists(ctx, conn)},
 		{2, lists(ctx, conn)},
-		{5, status(ctx, conn)},
+		{5, runtimeStatus(ctx, conn)},
 		{10, statistics(ctx, conn)},
 		{30, images(ctx, conn)},
 	}
@@ -161,7 +161,7 @@ func lists(ctx context.Context, conn *grpc.ClientConn) func() error {
 	}
 }
 
-func status(ctx context.Context, conn *grpc.ClientConn) func() error {
+func runtimeStatus(ctx context.Context, conn *grpc.ClientConn) func() error {
 	cri := runtimeapi.NewRuntimeServiceClient(conn)
 	return func() error {
 		_, err := cri.Status(ctx, &runtimeapi.StatusRequest{})

@@ -30,11 +30,13 @@ const (
 	stopTime  = 30 * time.Second
 )
 
-// rig is criproxy before two test backends, all three as processes of their own.
+// rig is criproxy before two test backends and a bare relay before one, all as
+// processes of their own.
 type rig struct {
 	dir     string
 	direct  *grpc.ClientConn // to the default backend
 	proxied *grpc.ClientConn // to criproxy
+	relayed *grpc.ClientConn // to a bare relay before the default backend
 	proxy   process.Process
 	stops   []func(context.Context) error // in order of starting
 }
@@ -57,11 +59,18 @@ func startRig(ctx context.Context, criproxy string, pods, vms int) (_ *rig, err 
 		if b.Default {
 			count = pods
 		}
-		if err := r.startBackend(ctx, b.Name, count); err != nil {
+		if err := r.startSelf(ctx, b.Name, "backend", "-name", b.Name, "-pods", strconv.Itoa(count)); err != nil {
 			return nil, err
 		}
 	}
-	if r.direct, err = node.Dial(r.socket(config.Backends[0].Name)); err != nil {
+	byDefault := r.socket(config.Backends[0].Name)
+	if r.direct, err = node.Dial(byDefault); err != nil {
+		return nil, err
+	}
+	if err := r.startSelf(ctx, "relay", "relay", "-backend", byDefault); err != nil {
+		return nil, err
+	}
+	if r.relayed, err = node.Dial(r.socket("relay")); err != nil {
 		return nil, err
 	}
 	if r.proxied, err = node.Dial(r.socket("proxy")); err != nil {
@@ -72,17 +81,17 @@ func startRig(ctx context.Context, criproxy string, pods, vms int) (_ *rig, err 
 
 func (r *rig) socket(name string) string { return filepath.Join(r.dir, name+".sock") }
 
-// startBackend runs this very program as a test backend.
-func (r *rig) startBackend(ctx context.Context, name string, pods int) error {
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/proc/self/exe", "backend",
-		"-name", name, "-pods", strconv.Itoa(pods), "-listen", r.socket(name))
+// startSelf runs this very program in another part, as a server on the socket of
+// that name.
+func (r *rig) startSelf(ctx context.Context, name string, args ...string) error {
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/proc/self/exe", append(args, "-listen", r.socket(name))...)
 	cmd.Stderr = os.Stderr
 	alive, err := cmd.StdinPipe()
 	if err != nil {
-		return fmt.Errorf("start backend %s: %w", name, err)
+		return fmt.Errorf("start test server %s: %w", name, err)
 	}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start backend %s: %w", name, err)
+		return fmt.Errorf("start test server %s: %w", name, err)
 	}
 	r.stops = append(r.stops, func(context.Context) error { return errors.Join(alive.Close(), cmd.Wait()) })
 	return untilAnswers(ctx, r.socket(name))
@@ -158,7 +167,7 @@ func untilAnswers(ctx context.Context, socket string) error {
 // stop ends all processes of the rig and removes its files.
 func (r *rig) stop(ctx context.Context) error {
 	var errs []error
-	for _, conn := range []*grpc.ClientConn{r.direct, r.proxied} {
+	for _, conn := range []*grpc.ClientConn{r.direct, r.proxied, r.relayed} {
 		if conn != nil {
 			errs = append(errs, conn.Close())
 		}

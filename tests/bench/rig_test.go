@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/tests/node"
@@ -47,6 +49,42 @@ func TestBackendServesUntilItsInputEnds(t *testing.T) {
 	if c, err := new(net.Dialer).DialContext(t.Context(), "unix", socket); err == nil {
 		c.Close()
 		t.Error("the backend still listens")
+	}
+}
+
+func TestRelayPassesAnswersAndErrorsOn(t *testing.T) {
+	dir := t.TempDir()
+	behind, socket := filepath.Join(dir, "b.sock"), filepath.Join(dir, "r.sock")
+	inputs, starters := [2]*io.PipeReader{}, [2]*io.PipeWriter{}
+	for i := range inputs {
+		inputs[i], starters[i] = io.Pipe()
+	}
+	served := make(chan error, 2)
+	const pods = 3
+	go func() { served <- serveBackend(t.Context(), newBackend("one", pods), behind, inputs[0]) }()
+	go func() { served <- serveRelay(t.Context(), behind, socket, inputs[1]) }()
+	if err := untilAnswers(t.Context(), socket); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := node.Dial(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := listContainers(t.Context(), conn, pods)(); err != nil {
+		t.Error(err)
+	}
+	_, err = runtimeapi.NewRuntimeServiceClient(conn).Attach(t.Context(), &runtimeapi.AttachRequest{})
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("a method that the backend lacks gave %v", err)
+	}
+	for _, starter := range starters {
+		starter.Close()
+	}
+	for range starters {
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
 	}
 }
 
