@@ -27,6 +27,7 @@ func serveRelay(ctx context.Context, backend, socket string, stdin io.Reader) (e
 	if err != nil {
 		return fmt.Errorf("serve relay: %w", err)
 	}
+	//nolint:contextcheck // every call has a context of its own
 	server := grpc.NewServer(grpc.ForceServerCodecV2(rawCodec{}), grpc.UnknownServiceHandler(
 		func(_ any, call grpc.ServerStream) error {
 			// There always is a name in a call that a server got.
