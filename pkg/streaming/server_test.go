@@ -230,6 +230,7 @@ func through(t *testing.T, at *url.URL) (cut func()) {
 		connections <- server
 		running.Go(func() { _, _ = io.Copy(client, server) })
 		_, _ = io.Copy(server, client)
+		_ = server.Close() // the client has gone
 	})
 	cut = sync.OnceFunc(func() {
 		_ = listener.Close()
@@ -251,7 +252,7 @@ func through(t *testing.T, at *url.URL) (cut func()) {
 // what runs for the connection learns it by its context.
 func TestEndReachesWhatRuns(t *testing.T) {
 	for name, connect := range clients {
-		for _, how := range []string{"client", "server"} {
+		for _, how := range []string{"connection", "client", "server"} {
 			t.Run(name+" "+how, func(t *testing.T) {
 				ended := make(chan struct{})
 				s, stop := serve(t, &runtime{exec: func(ctx context.Context, _ []string, _ io.Reader, out, _ io.Writer, _ bool, _ <-chan server.TerminalSize) error {
@@ -278,9 +279,12 @@ func TestEndReachesWhatRuns(t *testing.T) {
 				if _, err := io.ReadFull(screen, make([]byte, 2)); err != nil {
 					t.Fatal(err)
 				}
-				if how == "client" {
+				switch how {
+				case "connection":
 					cut()
-				} else {
+				case "client":
+					cancel()
+				case "server":
 					stop()
 				}
 				select {

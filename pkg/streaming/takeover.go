@@ -51,3 +51,10 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// Close closes, and reports it: a protocol that its client has taken leave of closes
+// the connection without reading on.
+func (c *watchedConn) Close() error {
+	c.gone()
+	return c.Conn.Close()
+}
