@@ -1,0 +1,334 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	utilexec "k8s.io/utils/exec"
+
+	"github.com/ambipod/ambipod/tests/node"
+)
+
+// TestAccess gets into one VM in all the ways that kubelet has.
+func TestAccess(t *testing.T) {
+	n := criNode(t)
+	p := dial(t, n).run(t, vmKind)
+	t.Run("without an agent", func(t *testing.T) { accessWithoutAgent(t, p) })
+	p.waitReady(t)
+	eventually(t, "the guest's agent answers", func(ctx context.Context) error {
+		_, err := p.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"true"}})
+		return err
+	})
+	t.Run("ExecSync", func(t *testing.T) { accessSync(t, p) })
+	t.Run("ExecSync in time", func(t *testing.T) { accessTimeout(t, p) })
+	t.Run("ExecSync output", func(t *testing.T) { accessCap(t, p) })
+	t.Run("tar both ways", func(t *testing.T) { accessTar(t, p) })
+	t.Run("terminal", func(t *testing.T) { accessTerminal(t, p) })
+	t.Run("client that leaves", func(t *testing.T) { accessLeft(t, p) })
+	t.Run("console", func(t *testing.T) { accessConsole(t, p) })
+	t.Run("vmruntime restarted", func(t *testing.T) { accessRestarted(t, p) })
+	p.removeAtEnd(t)
+	t.Run("VM that is gone", func(t *testing.T) {
+		_, err := p.ExecSync(deadline(t), &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"true"}})
+		refusal{codes.NotFound, []string{strings.TrimPrefix(p.id, "vm.")}}.check(t, err)
+	})
+	nothingLeft(t, n)
+}
+
+// accessWithoutAgent asks while the guest boots: its agent does not run yet.
+func accessWithoutAgent(t *testing.T, p *pod) {
+	const soon = 20 * time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	want := refusal{codes.FailedPrecondition, []string{"qemu-guest-agent", "org.qemu.guest_agent.0", p.config.GetMetadata().GetName()}}
+	_, err := p.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"true"}})
+	want.check(t, err)
+	_, err = p.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: p.id, Cmd: []string{"true"}, Stdout: true})
+	want.check(t, err)
+}
+
+// sync runs a script in the guest as a probe does.
+func (p *pod) sync(t *testing.T, script string) *runtimeapi.ExecSyncResponse {
+	t.Helper()
+	answer, err := p.ExecSync(deadline(t), &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"sh", "-c", script}},
+		grpc.MaxCallRecvMsgSize(16<<20)) // kubelet's
+	if err != nil {
+		t.Fatalf("%s: %v", script, err)
+	}
+	return answer
+}
+
+func accessSync(t *testing.T, p *pod) {
+	answer := p.sync(t, "echo out; echo err >&2; exit 42")
+	if string(answer.GetStdout()) != "out\n" || string(answer.GetStderr()) != "err\n" || answer.GetExitCode() != 42 {
+		t.Errorf("%v", answer)
+	}
+	_, err := p.ExecSync(deadline(t), &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"no-such-program"}})
+	refusal{codes.InvalidArgument, []string{"no-such-program"}}.check(t, err)
+	_, err = p.ExecSync(deadline(t), &runtimeapi.ExecSyncRequest{ContainerId: p.id})
+	refusal{codes.InvalidArgument, []string{strings.TrimPrefix(p.id, "vm.")}}.check(t, err)
+}
+
+func accessTimeout(t *testing.T, p *pod) {
+	_, err := p.ExecSync(deadline(t), &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"sh", "-c", "sleep 8765; true"}, Timeout: 2})
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("%v, want DeadlineExceeded", err)
+	}
+	notRunning(t, p, "sleep 8765")
+}
+
+// notRunning waits until the guest has no process with that command line.
+func notRunning(t *testing.T, p *pod, argv string) {
+	t.Helper()
+	pattern := "[" + argv[:1] + "]" + argv[1:]
+	eventually(t, argv+" is killed in the guest", func(context.Context) error {
+		if left := p.sync(t, "ps | grep '"+pattern+"' || true").GetStdout(); len(left) > 0 { //nolint:contextcheck // sync has the test's own
+			return fmt.Errorf("running: %s", left)
+		}
+		return nil
+	})
+}
+
+func accessCap(t *testing.T, p *pod) {
+	answer := p.sync(t, "head -c 18000000 /dev/zero; exit 7")
+	if got := len(answer.GetStdout()); got != 16_000_000 || answer.GetExitCode() != 7 {
+		t.Errorf("%d bytes and exit code %d, want the first 16 MB and 7", got, answer.GetExitCode())
+	}
+}
+
+// stream runs a command with streams, as kubelet does, at the URL of its ticket.
+func (p *pod) stream(t *testing.T, ctx context.Context, o remotecommand.StreamOptions, cmd ...string) error { //nolint:revive // t comes first
+	t.Helper()
+	var ticket string
+	if len(cmd) > 0 {
+		answer, err := p.Exec(ctx, &runtimeapi.ExecRequest{
+			ContainerId: p.id, Cmd: cmd, Tty: o.Tty, Stdin: o.Stdin != nil, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil,
+		})
+		if err != nil {
+			return err
+		}
+		ticket = answer.GetUrl()
+	} else {
+		answer, err := p.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: p.id, Tty: o.Tty, Stdin: o.Stdin != nil, Stdout: o.Stdout != nil})
+		if err != nil {
+			return err
+		}
+		ticket = answer.GetUrl()
+	}
+	at, err := url.Parse(ticket)
+	if err != nil {
+		return err
+	}
+	at.Host = intoNode(t, ctx, p.n, at.Host)
+	client, err := remotecommand.NewSPDYExecutor(&rest.Config{Host: at.Host}, http.MethodPost, at)
+	if err != nil {
+		return err
+	}
+	return client.StreamWithContext(ctx, o)
+}
+
+// intoNode relays one connection to an address of the node's own loopback, where
+// kubelet is, and returns where to connect to. The end of the context cuts it, as the
+// end of kubectl's process does; client-go itself leaves its connection open then.
+func intoNode(t *testing.T, ctx context.Context, n *node.Node, address string) string { //nolint:revive // t comes first
+	t.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		client, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer client.Close()
+		defer context.AfterFunc(ctx, func() { _ = client.Close() })()
+		var server net.Conn
+		if err := ns.WithNetNSPath(n.Namespace(), func(ns.NetNS) (err error) {
+			server, err = net.Dial("tcp", address) //nolint:noctx // the loopback answers at once
+			return err
+		}); err != nil {
+			t.Errorf("connect to %s in the node: %v", address, err)
+			return
+		}
+		defer server.Close()
+		go func() {
+			_, _ = io.Copy(server, client)
+			_ = server.Close() // the client is gone
+		}()
+		_, _ = io.Copy(client, server)
+	}()
+	return listener.Addr().String()
+}
+
+// accessTar does what `kubectl cp` does.
+func accessTar(t *testing.T, p *pod) {
+	const size = 3 << 20
+	content := bytes.Repeat([]byte("0123456789abcdef"), size/16)
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	if err := w.WriteHeader(&tar.Header{Name: "file", Mode: 0o640, Size: size}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var printed bytes.Buffer
+	if err := p.stream(t, deadline(t), remotecommand.StreamOptions{Stdin: &archive, Stdout: &printed, Stderr: &printed},
+		"tar", "-xmf", "-", "-C", "/root"); err != nil {
+		t.Fatalf("%v: %s", err, printed.String())
+	}
+	var back, complaints bytes.Buffer
+	if err := p.stream(t, deadline(t), remotecommand.StreamOptions{Stdout: &back, Stderr: &complaints}, "tar", "-cf", "-", "-C", "/root", "file"); err != nil {
+		t.Fatalf("%v: %s", err, complaints.String())
+	}
+	r := tar.NewReader(&back)
+	header, err := r.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(r)
+	if err != nil || header.Mode&0o777 != 0o640 || !bytes.Equal(got, content) {
+		t.Errorf("%s came back with mode %o and %d bytes, %v", header.Name, header.Mode, len(got), err)
+	}
+}
+
+// sizes gives a terminal's sizes.
+type sizes chan remotecommand.TerminalSize
+
+func (s sizes) Next() *remotecommand.TerminalSize {
+	size, more := <-s
+	if !more {
+		return nil
+	}
+	return &size
+}
+
+func accessTerminal(t *testing.T, p *pod) {
+	queue := make(sizes, 1)
+	defer close(queue)
+	queue <- remotecommand.TerminalSize{Width: 61, Height: 13}
+	in, keys := io.Pipe()
+	defer keys.Close()
+	go func() {
+		_, _ = io.WriteString(keys, "until [ \"$(stty size)\" = '13 61' ]; do :; done; tty; echo $TERM; exit 5\n")
+	}()
+	var screen bytes.Buffer
+	err := p.stream(t, deadline(t), remotecommand.StreamOptions{Stdin: in, Stdout: &screen, Tty: true, TerminalSizeQueue: queue}, "sh")
+	var exit utilexec.ExitError
+	if !errors.As(err, &exit) || exit.ExitStatus() != 5 {
+		t.Errorf("%v, want exit code 5", err)
+	}
+	for _, want := range []string{"/dev/pts/", "xterm"} {
+		if !strings.Contains(screen.String(), want) {
+			t.Errorf("the screen lacks %q:\n%s", want, screen.String())
+		}
+	}
+}
+
+// accessLeft leaves a command behind that says nothing.
+func accessLeft(t *testing.T, p *pod) {
+	ctx, cancel := context.WithCancel(deadline(t))
+	screen, out := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := p.stream(t, ctx, remotecommand.StreamOptions{Stdout: out}, "sh", "-c", "echo up; sleep 8766; true")
+		_ = out.CloseWithError(errors.Join(io.EOF, err))
+		done <- err
+	}()
+	if _, err := io.ReadFull(screen, make([]byte, len("up\n"))); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	<-done
+	notRunning(t, p, "sleep 8766")
+}
+
+// accessConsole attaches two clients to the serial console.
+func accessConsole(t *testing.T, p *pod) {
+	type terminal struct {
+		keys   *io.PipeWriter
+		screen *io.PipeReader
+		done   chan error
+	}
+	open := func() *terminal {
+		in, keys := io.Pipe()
+		screen, out := io.Pipe()
+		term := &terminal{keys: keys, screen: screen, done: make(chan error, 1)}
+		go func() {
+			err := p.stream(t, deadline(t), remotecommand.StreamOptions{Stdin: in, Stdout: out, Tty: true})
+			_ = out.CloseWithError(errors.Join(io.EOF, err))
+			term.done <- err
+		}()
+		t.Cleanup(func() { _ = keys.Close(); _ = screen.Close() })
+		return term
+	}
+	see := func(term *terminal, want string) {
+		t.Helper()
+		var seen []byte
+		buffer := make([]byte, 256)
+		for !strings.Contains(string(seen), want) {
+			n, err := term.screen.Read(buffer)
+			if seen = append(seen, buffer[:n]...); err != nil {
+				t.Fatalf("the screen shows %q (%v), want %q", seen, err, want)
+			}
+		}
+	}
+	first := open()
+	go func() { _, _ = io.WriteString(first.keys, "\r") }()
+	see(first, "login:")
+	second := open()
+	go func() { _, _ = io.WriteString(second.keys, "somebody") }()
+	see(second, "somebody")
+	see(first, "somebody")
+	go func() { _, _ = io.WriteString(first.keys, "\x1d") }()
+	go func() { _, _ = io.Copy(io.Discard, first.screen) }()
+	if err := <-first.done; err != nil {
+		t.Errorf("detached client: %v", err)
+	}
+	go func() { _, _ = io.WriteString(second.keys, "else") }()
+	see(second, "else")
+	go func() { _, _ = io.WriteString(second.keys, "\x1d") }()
+	go func() { _, _ = io.Copy(io.Discard, second.screen) }()
+	if err := <-second.done; err != nil {
+		t.Errorf("detached client: %v", err)
+	}
+}
+
+// accessRestarted shows that commands work with the next vmruntime as with the last.
+func accessRestarted(t *testing.T, p *pod) {
+	before := p.sync(t, "cat /proc/sys/kernel/random/boot_id").GetStdout()
+	if err := p.n.Restart(deadline(t), node.VMRuntime); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "commands work again", func(ctx context.Context) error {
+		answer, err := p.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"cat", "/proc/sys/kernel/random/boot_id"}})
+		if err == nil && !bytes.Equal(answer.GetStdout(), before) {
+			t.Errorf("the guest is another: %s, was %s", answer.GetStdout(), before)
+		}
+		return err
+	})
+}
