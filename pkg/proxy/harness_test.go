@@ -89,7 +89,11 @@ func testConfig(dir string) *Config {
 // startProxy runs a proxy on the setup's configuration until stop or the test's end.
 func (s *setup) startProxy(t testing.TB) {
 	t.Helper()
-	log := slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: levelRequests}))
+	level := levelRequests
+	if _, measuring := t.(*testing.B); measuring {
+		level = slog.LevelInfo // as in production
+	}
+	log := slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: level}))
 	p, err := New(s.config, log)
 	if err != nil {
 		t.Fatal(err)
