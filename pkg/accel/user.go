@@ -22,17 +22,28 @@ func mayOpen(device string, u User) error {
 	if err != nil {
 		return err
 	}
-	result := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread has changed its identity and must end. Only the
-		// bare system calls change one thread; Go's change all.
-		runtime.LockOSThread()
-		result <- openAs(device, u, groups)
-	}()
-	if err := <-result; err != nil {
+	if err := onThreadThatEnds(func() error { return openAs(device, u, groups) }); err != nil {
 		return fmt.Errorf("user %s, whom QEMU runs as, may not open %s (%w), so libvirt would take minutes for each VM", name, device, err)
 	}
 	return nil
+}
+
+// onThreadThatEnds runs a function on a thread that ends with it. Only bare system
+// calls change one thread; Go's change all.
+func onThreadThatEnds(do func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked, so that the thread ends
+		if unix.Gettid() != unix.Getpid() {
+			result <- do()
+			return
+		}
+		// The main thread never ends, and its identity is the process's to others.
+		// While it is held here, the next try gets another one.
+		result <- onThreadThatEnds(do)
+		runtime.UnlockOSThread()
+	}()
+	return <-result
 }
 
 // groupsOf returns a user's supplementary groups, as libvirt gives them to QEMU,

@@ -204,17 +204,15 @@ func background(ctx context.Context, argv []string) error {
 	if err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }() // ends with the daemon's keeper
 	defer context.AfterFunc(ctx, func() { _ = ready.SetReadDeadline(time.Unix(1, 0)) })()
 	line, err := bufio.NewReader(ready).ReadString('\n')
 	if line != "" {
-		return nil
+		return cmd.Process.Release()
 	}
 	if ctx.Err() != nil {
 		err = errors.Join(ctx.Err(), cmd.Process.Kill())
 	}
-	err = errors.Join(err, <-ended)
+	err = errors.Join(err, cmd.Wait())
 	said, readErr := os.ReadFile(words.Name())
 	return fmt.Errorf("%w: %s", errors.Join(err, readErr), strings.TrimSpace(string(said)))
 }
