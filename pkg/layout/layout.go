@@ -70,6 +70,9 @@ func (l Layout) Socket() string { return filepath.Join(l.Run, "vmruntime.sock") 
 // ProxySocket is where criproxy serves the CRI to kubelet.
 func (l Layout) ProxySocket() string { return filepath.Join(l.Run, "criproxy.sock") }
 
+// KnownLists is where criproxy keeps what each runtime listed last.
+func (l Layout) KnownLists() string { return filepath.Join(l.Run, "known") }
+
 // FDSocket is where vmwrapper fetches tap descriptors; it belongs to QEMU's user.
 func (l Layout) FDSocket() string { return filepath.Join(l.Run, "fd.sock") }
 

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/ambipod/ambipod/pkg/layout"
 )
 
 // saveInterval is how often a backend's lists are written at most.
@@ -33,7 +35,7 @@ func newStore(stateDir string) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the boot's ID: %w", err)
 	}
-	s := &store{dir: filepath.Join(stateDir, "known"), boot: boot}
+	s := &store{dir: layout.Layout{Run: stateDir}.KnownLists(), boot: boot}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the folder for last known lists: %w", err)
 	}
