@@ -87,6 +87,7 @@ type settings struct {
 	layout             layout.Layout
 	listen             string
 	libvirtURI         string
+	domainLogs         string
 	emulator           string
 	wrapper            string
 	virtiofsd          string
@@ -108,6 +109,7 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.layout.Run, "run-dir", layout.DefaultRun, "sockets and network namespaces")
 	flags.StringVar(&s.listen, "listen", "", "socket on which to serve the CRI (default RUN-DIR/vmruntime.sock)")
 	flags.StringVar(&s.libvirtURI, "libvirt-uri", "qemu:///system", "libvirtd that runs the VMs")
+	flags.StringVar(&s.domainLogs, "libvirt-log-dir", "/var/log/libvirt/qemu", "where libvirtd logs its domains; a removed VM's log is removed from it")
 	flags.StringVar(&s.emulator, "emulator", "/usr/bin/qemu-system-x86_64", "QEMU that runs the VMs")
 	flags.StringVar(&s.wrapper, "vmwrapper", "", "vmwrapper that libvirt starts in its place; QEMU's user must reach it (default: beside this program)")
 	flags.StringVar(&s.guestHelper, "vmguest", "", "program sent into guests to give exec its streams (default: beside this program)")

@@ -97,7 +97,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 	server, err := criserver.New(ctx, criserver.Options{
 		Layout: s.layout, Records: records, Images: images, Network: networks, Domains: domains, Grants: descriptors,
 		Shares: shareServer(s.virtiofsd, qemu.User),
-		Accel:  choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, Wrapper: s.wrapper,
+		Accel:  choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, DomainLogs: s.domainLogs, Wrapper: s.wrapper,
 		StreamAddress: s.streamAddress, GuestHelper: s.guestHelper,
 		QEMUUser: qemu.User, Version: version, Logger: logger,
 	})

@@ -29,6 +29,9 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	}
 	defer unlock()
 
+	if err := s.clearUnfinished(ctx, box.ID); err != nil {
+		return nil, err
+	}
 	plan, err := s.planVM(box, req.GetConfig())
 	if err != nil {
 		return nil, err
@@ -115,6 +118,25 @@ func (s *Server) checkOnlyVM(box sandbox, wanted *runtimeapi.ContainerMetadata) 
 		case !other.Exited():
 			return fmt.Errorf("VM %s of pod %s still exists as %s: stop or remove it first: %w",
 				wanted.GetName(), podName(box.config), other.ID, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
+}
+
+// clearUnfinished removes what a CreateContainer that failed could not, as when
+// libvirtd was away: nobody else would before the next start, and meanwhile it would
+// stand in the way. It needs the sandbox's lock, under which none is being created.
+func (s *Server) clearUnfinished(ctx context.Context, sandboxID string) error {
+	existing, err := s.containersOf(sandboxID)
+	if err != nil {
+		return err
+	}
+	for _, vm := range existing {
+		if vm.Defined {
+			continue
+		}
+		if err := s.destroyVM(ctx, vm); err != nil {
+			return fmt.Errorf("remove what an earlier attempt left: %w", err)
 		}
 	}
 	return nil

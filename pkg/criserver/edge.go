@@ -66,7 +66,7 @@ func toStatus(err error) error {
 		return err
 	}
 	mapped := status.Convert(errgrpc.ToGRPC(err))
-	text := mapped.Message()
+	text := strings.ReplaceAll(mapped.Message(), "\n", "; ") // of joined errors
 	for _, class := range []error{
 		errdefs.ErrInvalidArgument, errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrFailedPrecondition,
 		errdefs.ErrUnavailable, errdefs.ErrResourceExhausted, errdefs.ErrDataLoss, errdefs.ErrNotImplemented,

@@ -2,7 +2,6 @@ package criserver
 
 import (
 	"context"
-	"fmt"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -21,7 +20,7 @@ func (s *Server) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest
 		RegistryToken: auth.GetRegistryToken(),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("pull image %s: %w", req.GetImage().GetImage(), err)
+		return nil, err
 	}
 	return &runtimeapi.PullImageResponse{ImageRef: image.ID}, nil
 }

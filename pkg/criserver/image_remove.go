@@ -2,7 +2,6 @@ package criserver
 
 import (
 	"context"
-	"fmt"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -11,7 +10,7 @@ import (
 // boot from the image its bytes stay, but nobody finds it any more.
 func (s *Server) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
 	if err := s.Images.Remove(ctx, req.GetImage().GetImage()); err != nil {
-		return nil, fmt.Errorf("remove image %s: %w", req.GetImage().GetImage(), err)
+		return nil, err
 	}
 	return &runtimeapi.RemoveImageResponse{}, nil
 }

@@ -83,6 +83,7 @@ type Options struct {
 	CgroupDriver runtimeapi.CgroupDriver // how kubelet names cgroups
 	Emulator     string                  // the QEMU that vmwrapper becomes
 	Wrapper      string                  // vmwrapper, the <emulator> of every domain
+	DomainLogs   string                  // folder of libvirt's own logs, one for each domain
 	QEMUUser     User                    // owner of the files that QEMU writes
 
 	StreamAddress string // for exec, attach and port-forward; see streaming.Options

@@ -2,7 +2,6 @@ package criserver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -38,7 +37,7 @@ func (u *undo) unwind(ctx context.Context, cause *error) {
 	defer cancel()
 	for _, step := range slices.Backward(*u) {
 		if err := step.run(ctx); err != nil {
-			*cause = errors.Join(*cause, fmt.Errorf("while undoing, %s: %w", step.name, err))
+			*cause = fmt.Errorf("%w; while undoing, %s: %w", *cause, step.name, err)
 		}
 	}
 }

@@ -2,8 +2,10 @@ package criserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/ambipod/ambipod/pkg/annotations"
 	"github.com/ambipod/ambipod/pkg/layout"
@@ -89,7 +91,16 @@ func (s *Server) destroyVM(ctx context.Context, vm container) error {
 	if err := s.Images.Release(vm.ID); err != nil {
 		return err
 	}
+	// libvirt keeps its log of a domain for ever, and no domain comes twice.
+	if err := os.Remove(filepath.Join(s.DomainLogs, domainName(vm)+".log")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove libvirt's log of VM %s: %w", vm.ID, err)
+	}
 	return s.Records.Containers.Delete(vm.ID)
+}
+
+// domainName is what people see in virsh list.
+func domainName(vm container) string {
+	return "ambipod-" + vm.ID[:12] + "-" + vm.config.GetMetadata().GetName()
 }
 
 // Owner tells this node's domains from those of another on the same libvirtd.
@@ -104,7 +115,7 @@ func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Dom
 	}
 	return libvirttools.Domain{
 		UUID:        vm.DomainUUID,
-		Name:        "ambipod-" + vm.ID[:12] + "-" + vm.config.GetMetadata().GetName(),
+		Name:        domainName(vm),
 		Title:       podName(box.config),
 		Owner:       s.Owner(),
 		SandboxID:   box.ID,

@@ -98,15 +98,8 @@ func measure(t *testing.T, n *node.Node) footprint {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		if err != nil {
+		if err != nil || d.IsDir() {
 			return err
-		}
-		if d.IsDir() {
-			// libvirt itself keeps a log for every domain name that it has ever run.
-			if path == filepath.Dir(n.LogFile(node.Libvirtd)) {
-				return fs.SkipDir
-			}
-			return nil
 		}
 		f.files[path] = true
 		if !strings.HasSuffix(path, ".db") || !strings.HasPrefix(path, n.VMStateDir()) {

@@ -69,6 +69,7 @@ func (n *Node) vmruntimeCommand() []string {
 		"--run-dir", filepath.Dir(n.VMRuntimeSocket()),
 		"--listen", n.VMRuntimeSocket(),
 		"--libvirt-uri", n.LibvirtURI(),
+		"--libvirt-log-dir", n.path(dirLibvirt, "log", "qemu"),
 		"--emulator", qemuPath,
 		"--vmwrapper", n.path(dirPrograms, "vmwrapper"),
 		"--cni-conf-dir", n.path(dirEtc, "cni"),
