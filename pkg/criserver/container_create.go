@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/annotations"
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/imagestore"
 	"github.com/ambipod/ambipod/pkg/metadata"
 )
@@ -43,6 +44,7 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	if err := s.Records.Containers.Create(vm.ID, vm.Container); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("CreateContainer/recorded")
 	var steps undo
 	defer func() { steps.unwind(ctx, &err) }()
 	steps.push("remove the unfinished VM", func(ctx context.Context) error { return s.destroyVM(ctx, vm) })
@@ -56,6 +58,7 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	}); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("CreateContainer/complete")
 	steps.disarm()
 	s.publish(box.ID, vm.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return &runtimeapi.CreateContainerResponse{ContainerId: vm.ID}, nil

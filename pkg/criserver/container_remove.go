@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/cgroup"
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/metadata"
 )
 
@@ -47,6 +48,7 @@ func (s *Server) removeContainer(ctx context.Context, vm container) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("RemoveContainer/marked")
 	if err := s.consoles.finish(ctx, vm.ID); err != nil {
 		return err
 	}
@@ -59,9 +61,11 @@ func (s *Server) removeContainer(ctx context.Context, vm container) error {
 			return err
 		}
 	}
+	failpoint.Hit("RemoveContainer/cgroup-ended")
 	if err := s.destroyVM(ctx, vm); err != nil {
 		return err
 	}
+	failpoint.Hit("RemoveContainer/record-deleted")
 	s.publish(vm.SandboxID, vm.ID, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }

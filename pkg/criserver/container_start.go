@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/cgroup"
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/metadata"
 	"github.com/ambipod/ambipod/pkg/network"
 	"github.com/ambipod/ambipod/pkg/network/fdproto"
@@ -74,9 +75,11 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	if err := s.Network.Connect(ctx, box.ID, result); err != nil {
 		return err
 	}
+	failpoint.Hit("StartContainer/connected")
 	if err := s.consoles.start(vm, s.Layout.VM(vm.ID)); err != nil {
 		return err
 	}
+	failpoint.Hit("StartContainer/console-followed")
 	steps.push("stop reading the console", func(ctx context.Context) error { return s.consoles.finish(ctx, vm.ID) })
 
 	steps.push("end the control group", func(ctx context.Context) error { return cgroup.End(ctx, s.cgroupOf(box, vm.ID)) })
@@ -87,10 +90,12 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	defer func() { err = errors.Join(err, shares.close()) }()
 
 	s.Grants.Grant(vm.FDKey, s.grant(box, vm, result))
+	failpoint.Hit("StartContainer/granted")
 	defer s.Grants.Revoke(vm.FDKey) // QEMU has what it needs once the domain runs
 	if err := s.Domains.Start(ctx, vm.DomainUUID); err != nil {
 		return errors.Join(err, shares.problems())
 	}
+	failpoint.Hit("StartContainer/domain-started")
 	steps.push("switch the VM off", func(ctx context.Context) error { return s.Domains.Destroy(ctx, vm.DomainUUID) })
 	if _, err := s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
 		r.StartedAt = time.Now()
@@ -98,6 +103,7 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	}); err != nil {
 		return err
 	}
+	failpoint.Hit("StartContainer/recorded")
 	steps.disarm()
 	return nil
 }
@@ -120,7 +126,11 @@ func (s *Server) admit(box sandbox, vm container, pid int) error {
 	if err := s.makeGroup(box, vm); err != nil {
 		return err
 	}
-	return cgroup.Add(s.cgroupOf(box, vm.ID), pid)
+	if err := cgroup.Add(s.cgroupOf(box, vm.ID), pid); err != nil {
+		return err
+	}
+	failpoint.Hit("StartContainer/admitted")
+	return nil
 }
 
 // makeGroup makes a VM's control group, below the pod's, if there is none.

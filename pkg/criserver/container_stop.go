@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 )
 
@@ -55,6 +56,7 @@ func (s *Server) shutDown(ctx context.Context, vm container, grace time.Duration
 		if err := s.Domains.Shutdown(ctx, vm.DomainUUID, libvirttools.ShutdownACPI); err != nil {
 			s.Logger.WarnContext(ctx, "guest cannot be asked to shut down", "container", vm.ID, "err", err)
 		}
+		failpoint.Hit("StopContainer/asked")
 		// The event that tells of the end may have been lost with a connection.
 		if done, err := s.settle(ctx, vm.ID); err != nil || done {
 			return done, err
@@ -80,6 +82,7 @@ func (s *Server) kill(ctx context.Context, vm container) error {
 	if err := s.Domains.Destroy(ctx, vm.DomainUUID); err != nil {
 		return err
 	}
+	failpoint.Hit("StopContainer/destroyed")
 	_, err := s.settle(ctx, vm.ID)
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/cgroup"
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
 )
@@ -94,6 +95,7 @@ func (s *Server) recordEnd(ctx context.Context, vm container, state libvirttools
 	if err := s.consoles.finish(ctx, vm.ID); err != nil {
 		s.Logger.WarnContext(ctx, "console log may be incomplete", "container", vm.ID, "err", err)
 	}
+	failpoint.Hit("StopContainer/console-finished")
 	code, reason, message := verdict(state)
 	if box, err := s.findSandbox(vm.SandboxID); err == nil {
 		group := s.cgroupOf(box, vm.ID)
@@ -112,12 +114,14 @@ func (s *Server) recordEnd(ctx context.Context, vm container, state libvirttools
 	}); err != nil {
 		return err
 	}
+	failpoint.Hit("StopContainer/recorded")
 	s.Logger.InfoContext(ctx, "VM has ended", "container", vm.ID, "reason", reason, "exitCode", code, "message", message)
 	// The verdict is kept; the domain has nothing more to tell, and a successor may
 	// need its UUID.
 	if err := s.Domains.Undefine(ctx, vm.DomainUUID); err != nil {
 		s.Logger.WarnContext(ctx, "domain stays until the VM is removed", "container", vm.ID, "err", err)
 	}
+	failpoint.Hit("StopContainer/undefined")
 	s.access.commands.Forget(vm.ID)
 	s.exits.announce(vm.ID)
 	s.publish(vm.SandboxID, vm.ID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)

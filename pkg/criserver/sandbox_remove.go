@@ -4,6 +4,8 @@ import (
 	"context"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/failpoint"
 )
 
 // RemovePodSandbox removes a sandbox with all of its VMs, running or not. It may be
@@ -17,6 +19,7 @@ func (s *Server) removeSandbox(ctx context.Context, box sandbox) error {
 	if err := s.stopSandbox(ctx, box); err != nil {
 		return err
 	}
+	failpoint.Hit("RemovePodSandbox/stopped")
 	vms, err := s.containersOf(box.ID)
 	if err != nil {
 		return err
@@ -26,9 +29,11 @@ func (s *Server) removeSandbox(ctx context.Context, box sandbox) error {
 			return err
 		}
 	}
+	failpoint.Hit("RemovePodSandbox/machines-removed")
 	if err := s.Records.Sandboxes.Delete(box.ID); err != nil {
 		return err
 	}
+	failpoint.Hit("RemovePodSandbox/record-deleted")
 	s.events.publish(&runtimeapi.ContainerEventResponse{
 		ContainerId:        box.ID,
 		ContainerEventType: runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,

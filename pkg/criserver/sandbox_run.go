@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/annotations"
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/metadata"
 	"github.com/ambipod/ambipod/pkg/network"
 )
@@ -30,12 +31,14 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("RunPodSandbox/recorded")
 	steps.push("delete record", func(context.Context) error { return s.Records.Sandboxes.Delete(record.ID) })
 
 	result, err := s.Network.Setup(ctx, networkPod(record.ID, config))
 	if err != nil {
 		return nil, fmt.Errorf("network of pod %s: %w", podName(config), err)
 	}
+	failpoint.Hit("RunPodSandbox/network-set-up")
 	steps.push("tear the network down", func(ctx context.Context) error {
 		return s.Network.Teardown(ctx, networkPod(record.ID, config))
 	})
@@ -49,6 +52,7 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 	}); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("RunPodSandbox/ready")
 	steps.disarm()
 	s.Logger.InfoContext(ctx, "sandbox is ready", "pod", podName(config), "sandbox", record.ID, "ips", addresses(result))
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: record.ID}, nil

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/metadata"
 )
 
@@ -54,15 +55,18 @@ func (s *Server) stopSandbox(ctx context.Context, box sandbox) error {
 			return err
 		}
 	}
+	failpoint.Hit("StopPodSandbox/machines-off")
 	if err := errors.Join(
 		s.Network.Disconnect(box.ID),
 		s.Network.Teardown(ctx, networkPod(box.ID, box.config)),
 	); err != nil {
 		return err
 	}
+	failpoint.Hit("StopPodSandbox/network-down")
 	_, err = s.Records.Sandboxes.Update(box.ID, func(r *metadata.Sandbox) error {
 		r.State = metadata.SandboxStopped
 		return nil
 	})
+	failpoint.Hit("StopPodSandbox/recorded")
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/ambipod/ambipod/pkg/annotations"
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/layout"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/vmwrapper"
@@ -20,23 +21,31 @@ func (s *Server) buildVM(ctx context.Context, box sandbox, vm container, plan vm
 	if err := s.Images.Hold(vm.ImageID, vm.ID); err != nil {
 		return err
 	}
+	failpoint.Hit("CreateContainer/image-held")
 	files := s.Layout.VM(vm.ID)
 	for _, dir := range []string{files.Dir, files.RunDir} {
 		if err := layout.MakePassable(dir); err != nil {
 			return err
 		}
 	}
+	failpoint.Hit("CreateContainer/folders-made")
 	if err := s.makeRoot(ctx, vm, plan); err != nil {
 		return err
 	}
+	failpoint.Hit("CreateContainer/root-made")
 	if err := s.writeConfigDisk(box, vm, plan); err != nil {
 		return err
 	}
+	failpoint.Hit("CreateContainer/config-written")
 	xml, err := libvirttools.BuildXML(s.domain(box, vm, plan))
 	if err != nil {
 		return err
 	}
-	return s.Domains.Define(ctx, xml)
+	if err := s.Domains.Define(ctx, xml); err != nil {
+		return err
+	}
+	failpoint.Hit("CreateContainer/domain-defined")
+	return nil
 }
 
 // makeRoot makes the disk that a VM boots from, or takes the pod's.
@@ -82,19 +91,23 @@ func (s *Server) destroyVM(ctx context.Context, vm container) error {
 	if err := s.Domains.Undefine(ctx, vm.DomainUUID); err != nil {
 		return err
 	}
+	failpoint.Hit("RemoveContainer/undefined")
 	files := s.Layout.VM(vm.ID)
 	for _, dir := range []string{files.RunDir, files.Dir} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("remove files of VM %s: %w", vm.ID, err)
 		}
 	}
+	failpoint.Hit("RemoveContainer/files-removed")
 	if err := s.Images.Release(vm.ID); err != nil {
 		return err
 	}
+	failpoint.Hit("RemoveContainer/image-released")
 	// libvirt keeps its log of a domain for ever, and no domain comes twice.
 	if err := os.Remove(filepath.Join(s.DomainLogs, domainName(vm)+".log")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove libvirt's log of VM %s: %w", vm.ID, err)
 	}
+	failpoint.Hit("RemoveContainer/log-removed")
 	return s.Records.Containers.Delete(vm.ID)
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/network/netns"
 )
 
@@ -49,13 +50,16 @@ func (m *Manager) attach(ctx context.Context, pod Pod, list *libcni.NetworkConfi
 	if err := m.attachments.save(a); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("RunPodSandbox/attachment-saved")
 	if err := netns.Create(path); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("RunPodSandbox/namespace-made")
 	added, err := m.cni.AddNetworkList(ctx, list, a.runtimeConf(path))
 	if err != nil {
 		return nil, fmt.Errorf("attach sandbox %s to CNI network %q: %w", pod.SandboxID, list.Name, classify(ctx, err))
 	}
+	failpoint.Hit("RunPodSandbox/attached")
 	told, err := types100.NewResultFromResult(added)
 	if err != nil {
 		return nil, fmt.Errorf("result of CNI network %q for sandbox %s: %w", list.Name, pod.SandboxID, err)

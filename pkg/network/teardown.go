@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/network/netns"
 )
 
@@ -33,9 +34,11 @@ func (m *Manager) teardownLocked(ctx context.Context, id string) error {
 	if err := m.detach(ctx, id, path); err != nil {
 		return err
 	}
+	failpoint.Hit("StopPodSandbox/detached")
 	if err := netns.Remove(path); err != nil {
 		return err
 	}
+	failpoint.Hit("StopPodSandbox/namespace-removed")
 	return m.attachments.remove(id)
 }
 
