@@ -93,6 +93,7 @@ type settings struct {
 	virtiofsd          string
 	guestHelper        string
 	streamAddress      string
+	statusAddress      string
 	cniConfDir         string
 	cniBinDirs         []string
 	accelerator        string
@@ -114,6 +115,7 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.wrapper, "vmwrapper", "", "vmwrapper that libvirt starts in its place; QEMU's user must reach it (default: beside this program)")
 	flags.StringVar(&s.guestHelper, "vmguest", "", "program sent into guests to give exec its streams (default: beside this program)")
 	flags.StringVar(&s.streamAddress, "stream-address", "127.0.0.1:0", "loopback address and port for exec, attach and port-forward; port 0 chooses one")
+	flags.StringVar(&s.statusAddress, "status-address", "", "where to show metrics, health and progress over HTTP: HOST:PORT, unix:/PATH or off (default unix:RUN-DIR/vmruntime-status.sock)")
 	flags.StringVar(&s.virtiofsd, "virtiofsd", "/usr/lib/qemu/virtiofsd", "server of the folders that VMs share with this machine")
 	flags.StringVar(&s.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "folder of the CNI configuration, the first file by name counts")
 	flags.StringSliceVar(&s.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "folders of CNI plugins")

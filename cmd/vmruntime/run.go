@@ -98,6 +98,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 		Layout: s.layout, Records: records, Images: images, Network: networks, Domains: domains, Grants: descriptors,
 		Shares: shareServer(s.virtiofsd, qemu.User),
 		Accel:  choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, DomainLogs: s.domainLogs, Wrapper: s.wrapper,
+		LibvirtURI: s.libvirtURI, StatusAddress: s.statusAddress,
 		StreamAddress: s.streamAddress, GuestHelper: s.guestHelper,
 		QEMUUser: qemu.User, Version: version, Logger: logger,
 	})
@@ -118,7 +119,12 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 	group.Go(func() error { return server.Watch(ctx) })
 	group.Go(func() error { return server.ServeStreams(ctx) })
 	group.Go(func() error { return server.Maintain(ctx) })
-	group.Go(func() error { return serve(ctx, listener, server, logger) })
+	calls := criserver.NewCallMetrics()
+	group.Go(func() error { return serve(ctx, listener, server, calls, logger) })
+	group.Go(func() error {
+		serveStatus(ctx, s.statusAddress, statusPages(server, images, calls, networks, domains), logger)
+		return nil
+	})
 	group.Go(func() error {
 		// Only to be quick when the first VM comes, and to tell in time: nothing
 		// depends on it.
@@ -144,9 +150,10 @@ func stage(l layout.Layout) error {
 }
 
 // serve answers CRI calls until the context ends, then lets those under way finish.
-func serve(ctx context.Context, listener net.Listener, server *criserver.Server, logger *slog.Logger) error {
+func serve(ctx context.Context, listener net.Listener, server *criserver.Server, calls *criserver.CallMetrics, logger *slog.Logger) error {
 	//nolint:contextcheck // each call brings its own context
-	options := append(criserver.Interceptors(logger), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
+	options := append(criserver.Interceptors(logger), calls.Interceptors()...)
+	options = append(options, grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
 	rpc := grpc.NewServer(options...)
 	runtimeapi.RegisterRuntimeServiceServer(rpc, server)
 	runtimeapi.RegisterImageServiceServer(rpc, server)
@@ -191,6 +198,9 @@ func (s *settings) complete() error {
 	}
 	if s.listen == "" {
 		s.listen = s.layout.Socket()
+	}
+	if err := s.completeStatus(); err != nil {
+		return err
 	}
 	for name, program := range map[string]*string{"vmwrapper": &s.wrapper, "vmguest": &s.guestHelper} {
 		if *program != "" {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -30,6 +31,25 @@ type Attachments struct {
 
 	mu   sync.Mutex // guards hubs and their count of clients
 	hubs map[string]*hub
+
+	dropped atomic.Int64 // bytes
+}
+
+// Counts are figures about all consoles.
+type Counts struct {
+	Clients int   // attached now
+	Dropped int64 // bytes that clients were too slow for
+}
+
+// Counts tells how busy the consoles are.
+func (a *Attachments) Counts() Counts {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	counts := Counts{Dropped: a.dropped.Load()}
+	for _, h := range a.hubs {
+		counts.Clients += h.clients
+	}
+	return counts
 }
 
 // NewAttachments returns Attachments without clients; dial connects to the socket of
@@ -55,7 +75,7 @@ func (a *Attachments) Attach(ctx context.Context, socket string, c Client) error
 		return fmt.Errorf("attach to console %s: %w", socket, err)
 	}
 	defer a.leave(socket, h)
-	screen := newBacklog()
+	screen := newBacklog(&a.dropped)
 	h.add(screen)
 	defer h.remove(screen)
 

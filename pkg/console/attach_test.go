@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -324,7 +325,7 @@ func TestClientWhoseScreenBreaksEnds(t *testing.T) {
 
 func TestBacklogSaysHowMuchItLeftOut(t *testing.T) {
 	t.Parallel()
-	b := newBacklog()
+	b := newBacklog(new(atomic.Int64))
 	b.add(bytes.Repeat([]byte("a"), maxBacklog))
 	b.add([]byte("bcd"))
 	b.add([]byte("e"))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 )
 
 // maxBacklog bounds what is kept for a client, in bytes: some screens of text.
@@ -12,7 +13,8 @@ const maxBacklog = 256 << 10
 // backlog is what a client has still to be shown. The guest's side never waits for
 // it.
 type backlog struct {
-	changed *sync.Cond // of mu
+	changed *sync.Cond    // of mu
+	dropped *atomic.Int64 // bytes that clients were too slow for, of all backlogs
 
 	mu      sync.Mutex // guards the rest
 	waiting []byte
@@ -20,8 +22,8 @@ type backlog struct {
 	ended   bool
 }
 
-func newBacklog() *backlog {
-	b := &backlog{}
+func newBacklog(dropped *atomic.Int64) *backlog {
+	b := &backlog{dropped: dropped}
 	b.changed = sync.NewCond(&b.mu)
 	return b
 }
@@ -33,6 +35,7 @@ func (b *backlog) add(output []byte) {
 	defer b.mu.Unlock()
 	if b.lost > 0 || len(b.waiting)+len(output) > maxBacklog {
 		b.lost += len(output)
+		b.dropped.Add(int64(len(output)))
 	} else {
 		b.waiting = append(b.waiting, output...)
 	}

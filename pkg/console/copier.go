@@ -20,6 +20,7 @@ type copier struct {
 	sink      *sink
 	statePath string
 	log       *slog.Logger
+	lost      func() // may be nil
 	now       func() time.Time
 	buffer    []byte // raw output not yet in the log, in its first held bytes
 	held      int
@@ -44,7 +45,7 @@ func newCopier(o Options) (copier, error) {
 		return copier{}, err
 	}
 	c := copier{
-		source: source{path: o.Console}, statePath: o.State, log: o.Logger.With("console", o.Console),
+		source: source{path: o.Console}, statePath: o.State, log: o.Logger.With("console", o.Console), lost: o.Lost,
 		now: time.Now, buffer: make([]byte, bufferSize),
 	}
 	if c.sink, err = openSink(o.Log, s); err != nil {
@@ -52,7 +53,7 @@ func newCopier(o Options) (copier, error) {
 	}
 	err = c.source.resume(s.Console, s.Offset)
 	if errors.Is(err, errOutputLost) {
-		c.log.Warn("output is missing in a log", "err", err)
+		c.tellLoss(err)
 		err = nil
 	}
 	if err == nil {
@@ -142,6 +143,13 @@ func (c *copier) commit(flush bool) error {
 	return nil
 }
 
+func (c *copier) tellLoss(err error) {
+	c.log.Warn("output is missing in a log", "err", err)
+	if c.lost != nil {
+		c.lost()
+	}
+}
+
 // advance goes on to the next file when the current one is complete, which is when
 // it has a successor: then nothing is written to it any more, and one more look
 // shows what was written before.
@@ -152,7 +160,7 @@ func (c *copier) advance() (bool, error) {
 	}
 	if shrunk {
 		c.held = 0
-		c.log.Warn("output is missing in a log", "err", errOutputLost)
+		c.tellLoss(errOutputLost)
 		return true, nil
 	}
 	next, lost, err := c.source.newer()
@@ -169,7 +177,7 @@ func (c *copier) advance() (bool, error) {
 		c.held = 0
 	}
 	if lost {
-		c.log.Warn("output is missing in a log", "err", errOutputLost)
+		c.tellLoss(errOutputLost)
 	}
 	end := position{id: c.source.id, at: c.source.at}
 	if err := c.source.open(next); err != nil {

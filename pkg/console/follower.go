@@ -15,6 +15,8 @@ type Options struct {
 	Log     string // CRI log file; created if absent, its folder must exist
 	State   string // how far copying has come; created if absent
 	Logger  *slog.Logger
+	// Lost is called when output was gone before it could be copied; optional.
+	Lost func()
 }
 
 // Follower copies one console to one log until it is stopped.

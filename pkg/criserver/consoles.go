@@ -23,17 +23,18 @@ const lastWordsTimeout = 5 * time.Second
 type consoles struct {
 	watcher *console.Watcher
 	logger  *slog.Logger
+	lost    func() // called when output is missing in a log
 
 	mu        sync.Mutex // guards followers
 	followers map[string]*console.Follower
 }
 
-func newConsoles(logger *slog.Logger) (*consoles, error) {
+func newConsoles(logger *slog.Logger, lost func()) (*consoles, error) {
 	watcher, err := console.NewWatcher(logger)
 	if err != nil {
 		return nil, err
 	}
-	return &consoles{watcher: watcher, logger: logger, followers: map[string]*console.Follower{}}, nil
+	return &consoles{watcher: watcher, logger: logger, lost: lost, followers: map[string]*console.Follower{}}, nil
 }
 
 // start follows a VM's console; a VM that is already followed, or whose pod wants no
@@ -49,6 +50,7 @@ func (c *consoles) start(vm container, files layout.VM) error {
 		Log:     vm.LogPath,
 		State:   files.ConsoleState(),
 		Logger:  c.logger.With("container", vm.ID),
+		Lost:    c.lost,
 	})
 	if err != nil {
 		return fmt.Errorf("log of VM %s: %w", vm.ID, err)

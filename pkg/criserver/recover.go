@@ -38,12 +38,16 @@ func (s *Server) Recover(ctx context.Context) error {
 		return err
 	}
 	for _, vm := range vms {
-		if err := s.recoverContainer(ctx, vm); err != nil {
+		err := s.recoverContainer(ctx, vm)
+		s.counters.recover("vm", err)
+		if err != nil {
 			s.Logger.ErrorContext(ctx, "VM is not recovered", "container", vm.ID, "err", err)
 		}
 	}
 	for _, box := range boxes {
-		if err := s.recoverSandbox(ctx, box); err != nil {
+		err := s.recoverSandbox(ctx, box)
+		s.counters.recover("sandbox", err)
+		if err != nil {
 			s.Logger.ErrorContext(ctx, "sandbox is not recovered", "sandbox", box.ID, "pod", podName(box.config), "err", err)
 		}
 	}
@@ -179,7 +183,9 @@ func (s *Server) sweepDomains(ctx context.Context) error {
 		s.Logger.WarnContext(ctx, "removing a domain of ours that has no record", "domain", domain.Name, "container", domain.ContainerID)
 		if err := errors.Join(s.Domains.Destroy(ctx, domain.UUID), s.Domains.Undefine(ctx, domain.UUID)); err != nil {
 			failures = errors.Join(failures, fmt.Errorf("domain %s: %w", domain.Name, err))
+			continue
 		}
+		s.counters.orphans.Inc()
 	}
 	return failures
 }

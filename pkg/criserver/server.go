@@ -89,6 +89,10 @@ type Options struct {
 	StreamAddress string // for exec, attach and port-forward; see streaming.Options
 	GuestHelper   string // vmguest, which gives commands in guests their streams
 
+	// What Status tells people and vmctl; both may be empty.
+	LibvirtURI    string
+	StatusAddress string // see package statushttp
+
 	Version string // Ambipod's own
 	Logger  *slog.Logger
 }
@@ -108,6 +112,7 @@ type Server struct {
 	events   *eventHub
 	consoles *consoles
 	access   access
+	counters *counters
 }
 
 var (
@@ -118,7 +123,8 @@ var (
 // New returns a server that knows the records but has not yet looked at what became
 // of their VMs; call Recover before serving, and Close at the end.
 func New(ctx context.Context, o Options) (*Server, error) {
-	consoles, err := newConsoles(o.Logger)
+	counters := newCounters()
+	consoles, err := newConsoles(o.Logger, counters.losses.Inc)
 	if err != nil {
 		return nil, err
 	}
@@ -128,6 +134,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		exits:    newExits(),
 		events:   newEventHub(),
 		consoles: consoles,
+		counters: counters,
 	}
 	if s.access, err = newAccess(ctx, s); err != nil {
 		return nil, errors.Join(err, consoles.close(ctx))

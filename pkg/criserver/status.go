@@ -35,7 +35,10 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 	}
 	if req.GetVerbose() {
 		var err error
-		response.Info, err = infoMap(map[string]any{"libvirt": info, "accelerator": s.Accel, "acceleratorReason": s.AccelReason, "layout": s.Layout})
+		response.Info, err = infoMap(map[string]any{
+			"libvirt": info, "accelerator": s.Accel, "acceleratorReason": s.AccelReason, "layout": s.Layout,
+			"libvirtURI": s.LibvirtURI, "libvirtLogs": s.DomainLogs, "statusAddress": s.StatusAddress,
+		})
 		if err != nil {
 			return nil, err
 		}

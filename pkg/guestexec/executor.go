@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -61,6 +62,8 @@ type Executor struct {
 	stop     context.Context //nolint:containedctx // the lifetime of launches, which no caller owns
 	cancel   context.CancelFunc
 
+	running, begun atomic.Int64 // commands
+
 	mu    sync.Mutex // guards slots
 	slots map[string]*slot
 }
@@ -94,11 +97,28 @@ func (e *Executor) Run(ctx context.Context, vm VM, c Command) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("run %s in %s: %w", c.Argv[0], vm.Name, err)
 	}
+	e.begun.Add(1)
+	e.running.Add(1)
+	defer e.running.Add(-1)
 	code, err := s.run(ctx, c)
 	if err != nil {
 		return 0, fmt.Errorf("run %s in %s: %w", c.Argv[0], vm.Name, err)
 	}
 	return code, nil
+}
+
+// Counts are figures about all VMs.
+type Counts struct {
+	Sessions int   // VMs in which the helper runs, or is being started
+	Running  int   // commands
+	Begun    int64 // commands, since the Executor was made
+}
+
+// Counts tells how busy the Executor is.
+func (e *Executor) Counts() Counts {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return Counts{Sessions: len(e.slots), Running: int(e.running.Load()), Begun: e.begun.Load()}
 }
 
 // Forget ends a VM's session, if it has one. Call it when the VM has ended.

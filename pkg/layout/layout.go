@@ -70,6 +70,9 @@ func (l Layout) Socket() string { return filepath.Join(l.Run, "vmruntime.sock") 
 // ProxySocket is where criproxy serves the CRI to kubelet.
 func (l Layout) ProxySocket() string { return filepath.Join(l.Run, "criproxy.sock") }
 
+// StatusSocket is where vmruntime shows metrics and progress over HTTP.
+func (l Layout) StatusSocket() string { return filepath.Join(l.Run, "vmruntime-status.sock") }
+
 // KnownLists is where criproxy keeps what each runtime listed last.
 func (l Layout) KnownLists() string { return filepath.Join(l.Run, "known") }
 

@@ -29,6 +29,7 @@ type link struct {
 	current *session   // nil when not connected
 	opening *attempt   // nil when nobody is connecting
 	closed  bool
+	made    int // connections so far
 }
 
 // session is one connection. lost is closed when it broke or was closed.
@@ -116,6 +117,7 @@ func (l *link) open(a *attempt) {
 		return
 	}
 	l.current = a.session
+	l.made++
 	if l.closed {
 		l.retireLocked()
 	}

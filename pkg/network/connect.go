@@ -181,7 +181,7 @@ func (m *Manager) startDHCP(sandboxID string, r *Result) ([]*dhcp.Server, error)
 			if !ok {
 				continue
 			}
-			s, err := dhcp.Start(tapName(i), config, log)
+			s, err := dhcp.Start(tapName(i), config, log, &m.dhcp)
 			if err != nil {
 				return err
 			}

@@ -48,6 +48,8 @@ type Manager struct {
 	finder      pluginFinder
 	log         *slog.Logger
 
+	dhcp dhcp.Counts
+
 	locks keyedLocks // one lock for each sandbox; taken before mu
 
 	mu      sync.Mutex                // guards what follows

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/ambipod/ambipod/pkg/layout"
+	"github.com/ambipod/ambipod/pkg/statushttp"
 )
 
 // Config is what criproxy is told by its file; DefaultConfig is what it assumes
@@ -174,7 +175,7 @@ func validateAddress(field, address string) *problem {
 	if address == "" {
 		return nil
 	}
-	if path, ok := strings.CutPrefix(address, unixScheme); ok {
+	if path, ok := statushttp.SocketPath(address); ok {
 		return requirePath(field, path)
 	}
 	if _, _, err := net.SplitHostPort(address); err != nil {

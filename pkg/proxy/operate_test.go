@@ -14,12 +14,14 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/statushttp"
 )
 
 func scrape(t *testing.T, p *Proxy, path string) string {
 	t.Helper()
 	recorder := httptest.NewRecorder()
-	p.webHandler().ServeHTTP(recorder, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+	statushttp.Handler(p.statusPages()).ServeHTTP(recorder, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
 	return fmt.Sprint(recorder.Code, "\n", recorder.Body.String())
 }
 

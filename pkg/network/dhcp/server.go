@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/packet"
@@ -30,11 +31,19 @@ type Server struct {
 	stop   chan struct{}
 	done   chan struct{}
 	now    func() time.Time
+	counts *Counts
+}
+
+// Counts are figures about any number of servers.
+type Counts struct {
+	Answered atomic.Int64 // messages of guests that got a reply
+	Ignored  atomic.Int64 // messages that deserve none: broken, not for us, of another card
+	Failed   atomic.Int64 // replies that could not be sent
 }
 
 // Start serves on the interface, which has to be in the calling thread's network
-// namespace, until Close.
-func Start(iface string, c Config, log *slog.Logger) (*Server, error) {
+// namespace, until Close, and counts what it does.
+func Start(iface string, c Config, log *slog.Logger, counts *Counts) (*Server, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
@@ -58,6 +67,7 @@ func Start(iface string, c Config, log *slog.Logger) (*Server, error) {
 		stop:   make(chan struct{}),
 		done:   make(chan struct{}),
 		now:    time.Now,
+		counts: counts,
 	}
 	go s.serve()
 	return s, nil
@@ -140,11 +150,15 @@ func (s *Server) pause(d time.Duration) bool {
 func (s *Server) handle(frame []byte) {
 	reply, err := s.config.answer(s.mac, frame)
 	if err != nil {
+		s.counts.Ignored.Add(1)
 		s.log.Debug("DHCP message", "mac", s.config.MAC, "err", err)
 		return
 	}
 	if _, err := s.conn.WriteTo(reply, &packet.Addr{HardwareAddr: net.HardwareAddr(reply[:6])}); err != nil {
+		s.counts.Failed.Add(1)
 		// Not a warning: a guest could fill the log with it.
 		s.log.Debug("DHCP reply not sent", "mac", s.config.MAC, "err", err)
+		return
 	}
+	s.counts.Answered.Add(1)
 }
