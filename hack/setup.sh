@@ -18,7 +18,7 @@ want=${1:-demo}
 
 # libvirtd and QEMU run the VMs; libvirt-dev, gcc and pkg-config build vmruntime.
 packages_vm=(tini libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
-	qemu-system-x86 qemu-utils libvirt-dev gcc libc6-dev pkg-config)
+	qemu-system-x86 qemu-utils ovmf swtpm libvirt-dev gcc libc6-dev pkg-config)
 # containerd's helpers and the node's network.
 packages_node=(runc containernetworking-plugins iproute2 iptables nftables
 	ebtables ca-certificates curl jq procps util-linux)

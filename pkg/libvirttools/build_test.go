@@ -70,6 +70,22 @@ func richDomain() libvirttools.Domain {
 	return d
 }
 
+// equippedDomain is for a guest of another kind: without virtio disks, with UEFI.
+func equippedDomain() libvirttools.Domain {
+	d := plainDomain()
+	d.Machine = libvirttools.MachineQ35
+	d.Firmware = libvirttools.Firmware{UEFI: true, SecureBoot: true, Variables: "/var/lib/ambipod/vms/c0/firmware.vars"}
+	d.TPMSocket = "/run/ambipod/vms/c0/tpm.sock"
+	d.Watchdog = libvirttools.WatchdogReset
+	d.LocalTime = true
+	d.Serial = "f7a3c1d2"
+	d.HugePageBytes = 2 << 20
+	for i := range d.Disks {
+		d.Disks[i].Bus = libvirttools.BusSATA
+	}
+	return d
+}
+
 func TestBuildXMLGolden(t *testing.T) {
 	t.Parallel()
 	maximum := plainDomain()
@@ -84,9 +100,11 @@ func TestBuildXMLGolden(t *testing.T) {
 		Mode: "custom", Match: "exact", Check: "partial", Migratable: "on", Model: "core2duo", Fallback: "forbid", Vendor: "Intel",
 		Features: []libvirttools.CPUFeature{{Policy: "require", Name: "svm"}},
 	}
+	oldUEFI := equippedDomain()
+	oldUEFI.Machine, oldUEFI.Firmware.SecureBoot = libvirttools.MachinePC, false
 	for name, d := range map[string]libvirttools.Domain{
-		"described": described,
-		"plain":     plainDomain(), "rich": richDomain(), "maximum": maximum, "kvm": kvm,
+		"described": described, "equipped": equippedDomain(), "equipped-pc": oldUEFI,
+		"plain": plainDomain(), "rich": richDomain(), "maximum": maximum, "kvm": kvm,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -116,10 +134,12 @@ func TestBuildXMLGolden(t *testing.T) {
 func TestEveryPCIDeviceIsBelowTheNICs(t *testing.T) {
 	t.Parallel()
 	d := richDomain()
+	d.Watchdog = libvirttools.WatchdogReset
+	d.Disks = append(d.Disks, libvirttools.Disk{Path: "/srv/sata", Format: libvirttools.FormatRaw, Bus: libvirttools.BusSATA})
 	for i := len(d.Shares); i < 32; i++ {
 		d.Shares = append(d.Shares, libvirttools.Share{Tag: "tag" + strconv.Itoa(i), Socket: "/s"})
 	}
-	for len(d.Disks) < 29 { // all that fit on virtio-blk
+	for len(d.Disks) < 30 { // all that fit on virtio-blk
 		d.Disks = append(d.Disks, libvirttools.Disk{Path: "/srv/more", Format: libvirttools.FormatRaw, Bus: libvirttools.BusVirtio})
 	}
 	text, err := libvirttools.BuildXML(d)
@@ -165,6 +185,9 @@ func TestEveryPCIDeviceIsBelowTheNICs(t *testing.T) {
 	}
 	for _, r := range dom.Devices.RNGs {
 		check("rng", r.Address)
+	}
+	for _, w := range dom.Devices.Watchdogs {
+		check("watchdog", w.Address)
 	}
 	check("balloon", dom.Devices.MemBalloon.Address)
 	if len(dom.Devices.Interfaces) != 0 {
@@ -234,6 +257,15 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"tag with comma":  {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a,b", Socket: "/s"}} }, `tag "a,b"`},
 		"same tag twice":  {func(d *domain) { d.Shares = []libvirttools.Share{{"a", "/s"}, {"a", "/t"}} }, "two shared folders"},
 		"relative socket": {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a", Socket: "s"}} }, "shared folder"},
+		"unknown machine": {func(d *domain) { d.Machine = "microvm" }, `"microvm"`},
+		"secure pc":       {func(d *domain) { d.Firmware = libvirttools.Firmware{UEFI: true, SecureBoot: true} }, "q35"},
+		"UEFI unsaved":    {func(d *domain) { d.Firmware.UEFI = true }, "firmware variables"},
+		"relative TPM":    {func(d *domain) { d.TPMSocket = "tpm" }, "TPM socket"},
+		"unknown action":  {func(d *domain) { d.Watchdog = "explode" }, `"explode"`},
+		"serial, comma":   {func(d *domain) { d.Serial = "a,uuid=b" }, "serial number"},
+		"half a page":     {func(d *domain) { d.HugePageBytes = 3 << 20 }, "whole number of huge pages"},
+		"IDE on q35":      {func(d *domain) { d.Machine, d.Disks[0].Bus = libvirttools.MachineQ35, libvirttools.BusIDE }, "use sata"},
+		"7th SATA disk":   {func(d *domain) { d.Disks = many(7, libvirttools.BusSATA) }, "room for 6"},
 		"27th SCSI disk":  {func(d *domain) { d.Disks = many(27, libvirttools.BusSCSI) }, "room for 26"},
 		"endless chain": {func(d *domain) {
 			for i, layer := 0, d.Disks[0].Backing; i < 10; i, layer = i+1, layer.Backing {

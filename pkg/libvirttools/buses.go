@@ -26,6 +26,10 @@ var buses = map[string]bus{
 	BusVirtio: {"vd", regexp.MustCompile(`^vd[a-z]$`), 26, func(n uint) *libvirtxml.DomainAddress {
 		return function(slotFirstDisk, n)
 	}},
+	// One drive on each port of an AHCI controller.
+	BusSATA: {"sd", regexp.MustCompile(`^sd[a-z]$`), 6, func(n uint) *libvirtxml.DomainAddress {
+		return drive(0, 0, n)
+	}},
 	// Two channels with two drives each.
 	BusIDE: {"hd", regexp.MustCompile(`^hd[a-z]$`), 4, func(n uint) *libvirtxml.DomainAddress {
 		return drive(0, n/2, n%2)

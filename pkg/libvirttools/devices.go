@@ -1,6 +1,8 @@
 package libvirttools
 
 import (
+	"slices"
+
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -8,7 +10,7 @@ import (
 func devices(d Domain, targets []string) *libvirtxml.DomainDeviceList {
 	list := &libvirtxml.DomainDeviceList{
 		Emulator:    d.Emulator,
-		Controllers: controllers(),
+		Controllers: controllers(d),
 		Serials:     []libvirtxml.DomainSerial{serial(d.Console)},
 		Channels:    channels(d),
 		MemBalloon: &libvirtxml.DomainMemBalloon{
@@ -35,17 +37,22 @@ func devices(d Domain, targets []string) *libvirtxml.DomainDeviceList {
 	if d.Screen {
 		addScreen(list)
 	}
+	addHardware(list, d)
 	return list
 }
 
-func controllers() []libvirtxml.DomainController {
+func controllers(d Domain) []libvirtxml.DomainController {
 	var first uint
-	return []libvirtxml.DomainController{
+	list := []libvirtxml.DomainController{
 		{Type: "scsi", Index: &first, Model: "virtio-scsi", Address: slot(slotSCSI)},
 		{Type: "virtio-serial", Index: &first, Address: slot(slotSerial)},
 		// An idle USB controller wakes QEMU up many times a second.
 		{Type: "usb", Index: &first, Model: "none"},
 	}
+	if d.machine() == MachinePC && slices.ContainsFunc(d.Disks, func(disk Disk) bool { return disk.bus() == BusSATA }) {
+		list = append(list, libvirtxml.DomainController{Type: "sata", Index: &first, Address: slot(slotSATA)})
+	}
+	return list
 }
 
 func disk(d Disk, target string, boots bool) libvirtxml.DomainDisk {

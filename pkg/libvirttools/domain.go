@@ -17,7 +17,8 @@ const (
 const (
 	BusSCSI   = "scsi"   // virtio-scsi: discard, CD-ROMs; the default
 	BusVirtio = "virtio" // virtio-blk: no CD-ROMs
-	BusIDE    = "ide"    // for guests without virtio: at most four
+	BusSATA   = "sata"   // for guests without virtio: at most six
+	BusIDE    = "ide"    // for old guests without virtio, on MachinePC: at most four
 )
 
 // CPU models that are modes of libvirt; every other one is a name from libvirt's
@@ -47,6 +48,14 @@ type Domain struct {
 	// DisableFeatures are names from libvirt's CPU map that the guest must not see;
 	// accel.Choice knows them.
 	DisableFeatures []string
+
+	Machine       string   // default MachinePC
+	Firmware      Firmware // default: BIOS
+	TPMSocket     string   // where a TPM 2.0's emulator listens for its control connection; default: no TPM
+	Watchdog      string   // what the watchdog does; default: no watchdog
+	LocalTime     bool     // the clock shows the node's local time and not UTC
+	Serial        string   // of the machine, for SMBIOS; optional
+	HugePageBytes int64    // size of the pages behind the guest's memory; 0 for the node's usual ones
 
 	Emulator string            // absolute path of vmwrapper or QEMU
 	Env      map[string]string // of the emulator's process, over its clean environment
@@ -122,7 +131,8 @@ const (
 	maxShares = (slotEnd - slotFirstShare) * functions
 )
 
-// PCI slots on pci.0. Slots 0 and 1 are the chipset's.
+// PCI slots on the machine's only bus. Slots 0 and 1, and 31 of MachineQ35, are the
+// chipset's.
 const (
 	slotVideo   = 0x02
 	slotSCSI    = 0x03
@@ -133,6 +143,7 @@ const (
 	slotFirstDisk  = 0x07 // virtio-blk disks, eight to a slot
 	slotFirstShare = 0x0b // shared folders, likewise
 	slotEnd        = 0x0f
+	slotSATA       = 0x0f // of MachinePC; the other has one in its chipset
 
 	// FirstNICSlot is where vmwrapper puts the network cards that it appends to
 	// QEMU's command line, one slot each. libvirt knows nothing of them, so this

@@ -3,8 +3,11 @@ package libvirttools
 import (
 	"context"
 	"fmt"
+	"slices"
 
+	"github.com/containerd/errdefs"
 	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
 )
 
 // virtTypes are libvirt's names of the accelerators.
@@ -21,4 +24,43 @@ func (c *Client) CheckEmulator(ctx context.Context, emulator, accel string) erro
 		return fmt.Errorf("check emulator %s with %s: %w", emulator, accel, err)
 	}
 	return nil
+}
+
+// Abilities is what VMs can have on this node beyond what every QEMU brings along.
+type Abilities struct {
+	UEFI       bool `json:"uefi"`
+	SecureBoot bool `json:"secureBoot"` // with the machine type that was asked about
+}
+
+// Abilities asks libvirtd which firmware it finds for a machine type. It looks anew
+// each time, so that what is installed later counts.
+func (c *Client) Abilities(ctx context.Context, emulator, accel, machine string) (Abilities, error) {
+	text, err := look(ctx, c, func(conn *libvirt.Connect) (string, error) {
+		return conn.GetDomainCapabilities(emulator, "x86_64", machine, virtTypes[accel], 0)
+	})
+	if err != nil {
+		return Abilities{}, fmt.Errorf("ask libvirt what machine %s can have: %w", machine, err)
+	}
+	return parseAbilities(text)
+}
+
+func parseAbilities(text string) (Abilities, error) {
+	var found libvirtxml.DomainCaps
+	if err := found.Unmarshal(text); err != nil {
+		return Abilities{}, fmt.Errorf("read what libvirt says of its abilities: %w: %w", err, errdefs.ErrDataLoss)
+	}
+	if found.OS == nil {
+		return Abilities{}, nil
+	}
+	able := Abilities{UEFI: offers(found.OS.Enums, "firmware", "efi")}
+	if found.OS.Loader != nil {
+		able.SecureBoot = able.UEFI && offers(found.OS.Loader.Enums, "secure", "yes")
+	}
+	return able, nil
+}
+
+func offers(enums []libvirtxml.DomainCapsEnum, name, value string) bool {
+	return slices.ContainsFunc(enums, func(e libvirtxml.DomainCapsEnum) bool {
+		return e.Name == name && slices.Contains(e.Values, value)
+	})
 }

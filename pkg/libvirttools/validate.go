@@ -39,7 +39,7 @@ func invalid(format string, args ...any) error {
 }
 
 func (d Domain) validate() error {
-	for _, check := range []func() error{d.validateIdentity, d.validateSize, d.validateCPU, d.validateEmulator, d.validatePaths, d.validateShares} {
+	for _, check := range []func() error{d.validateIdentity, d.validateSize, d.validateCPU, d.validateEmulator, d.validatePaths, d.validateShares, d.validateHardware} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -199,7 +199,7 @@ func validateDisk(d Disk) error {
 	bus, known := buses[d.bus()]
 	switch {
 	case !known:
-		return invalid("bus %q of disk %s is none of scsi, virtio and ide", d.Bus, d.Path)
+		return invalid("bus %q of disk %s is none of scsi, virtio, sata and ide", d.Bus, d.Path)
 	case d.CDROM && d.bus() == BusVirtio:
 		return invalid("CD-ROM %s cannot be on bus virtio, use scsi", d.Path)
 	case d.Target != "" && !bus.pattern.MatchString(d.Target):

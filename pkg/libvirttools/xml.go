@@ -39,10 +39,11 @@ func BuildXML(d Domain) (string, error) {
 		Memory:        &libvirtxml.DomainMemory{Value: uint((d.MemoryBytes + kib - 1) / kib), Unit: "KiB"}, //nolint:gosec // validated
 		MemoryBacking: memoryBacking(d),
 		VCPU:          &libvirtxml.DomainVCPU{Placement: "static", Value: uint(d.VCPUs)},
-		OS:            &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Arch: "x86_64", Machine: "pc", Type: "hvm"}},
+		OS:            bootEnvironment(d),
+		SysInfo:       systemInformation(d),
 		Features:      features(d),
 		CPU:           cpu(d),
-		Clock:         clock(),
+		Clock:         clock(d),
 		// A guest that powers off or crashes ends its container; one that reboots
 		// goes on in the same container.
 		OnPoweroff:      "destroy",
@@ -59,15 +60,22 @@ func BuildXML(d Domain) (string, error) {
 }
 
 // memoryBacking lets the servers of shared folders see the guest's memory, which
-// costs nothing but is left out where nobody needs it.
+// costs nothing but is left out where nobody needs it. A memfd can have huge pages
+// without a hugetlbfs being mounted.
 func memoryBacking(d Domain) *libvirtxml.DomainMemoryBacking {
-	if len(d.Shares) == 0 {
+	if len(d.Shares) == 0 && d.HugePageBytes == 0 {
 		return nil
 	}
-	return &libvirtxml.DomainMemoryBacking{
-		MemorySource: &libvirtxml.DomainMemorySource{Type: "memfd"},
-		MemoryAccess: &libvirtxml.DomainMemoryAccess{Mode: "shared"},
+	out := &libvirtxml.DomainMemoryBacking{MemorySource: &libvirtxml.DomainMemorySource{Type: "memfd"}}
+	if len(d.Shares) > 0 {
+		out.MemoryAccess = &libvirtxml.DomainMemoryAccess{Mode: "shared"}
 	}
+	if d.HugePageBytes > 0 {
+		out.MemoryHugePages = &libvirtxml.DomainMemoryHugepages{Hugepages: []libvirtxml.DomainMemoryHugepage{
+			{Size: uint(d.HugePageBytes / kib), Unit: "KiB"},
+		}}
+	}
+	return out
 }
 
 func domainType(accel string) string {
@@ -142,8 +150,12 @@ func (c *CPU) describe(out *libvirtxml.DomainCPU) {
 }
 
 // clock makes lost ticks be caught up, so that a guest on a busy node keeps time.
-func clock() *libvirtxml.DomainClock {
-	return &libvirtxml.DomainClock{Offset: "utc", Timer: []libvirtxml.DomainTimer{
+func clock(d Domain) *libvirtxml.DomainClock {
+	offset := "utc"
+	if d.LocalTime {
+		offset = "localtime"
+	}
+	return &libvirtxml.DomainClock{Offset: offset, Timer: []libvirtxml.DomainTimer{
 		{Name: "rtc", TickPolicy: "catchup"},
 		{Name: "pit", TickPolicy: "delay"},
 		{Name: "hpet", Present: "no"},

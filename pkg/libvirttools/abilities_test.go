@@ -1,0 +1,30 @@
+package libvirttools
+
+import (
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestParseAbilities(t *testing.T) {
+	t.Parallel()
+	const before, after = `<domainCapabilities><path>/q</path><domain>qemu</domain><arch>x86_64</arch>`, `</domainCapabilities>`
+	for name, test := range map[string]struct {
+		text string
+		want Abilities
+	}{
+		"nothing said":   {before + after, Abilities{}},
+		"BIOS only":      {before + `<os supported='yes'><enum name='firmware'/><loader supported='yes'><enum name='secure'><value>no</value></enum></loader></os>` + after, Abilities{}},
+		"UEFI":           {before + `<os supported='yes'><enum name='firmware'><value>efi</value></enum><loader supported='yes'><enum name='secure'><value>no</value></enum></loader></os>` + after, Abilities{UEFI: true}},
+		"no loader":      {before + `<os supported='yes'><enum name='firmware'><value>efi</value></enum></os>` + after, Abilities{UEFI: true}},
+		"secure":         {before + `<os supported='yes'><enum name='firmware'><value>bios</value><value>efi</value></enum><loader supported='yes'><enum name='secure'><value>yes</value><value>no</value></enum></loader></os>` + after, Abilities{UEFI: true, SecureBoot: true}},
+		"secure no UEFI": {before + `<os supported='yes'><loader supported='yes'><enum name='secure'><value>yes</value></enum></loader></os>` + after, Abilities{}},
+	} {
+		if got, err := parseAbilities(test.text); err != nil || got != test.want {
+			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, test.want)
+		}
+	}
+	if _, err := parseAbilities("<no"); !errdefs.IsDataLoss(err) {
+		t.Errorf("no XML: %v", err)
+	}
+}
