@@ -25,6 +25,9 @@ func (s *Server) ContainerStatus(ctx context.Context, req *runtimeapi.ContainerS
 		} else {
 			info["domain"] = state
 		}
+		if box, err := s.findSandbox(vm.SandboxID); err == nil {
+			info["cgroup"] = s.cgroupOf(box, vm.ID)
+		}
 		if response.Info, err = infoMap(info); err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@
 package libvirttools_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -205,6 +206,14 @@ func TestLiveXML(t *testing.T) {
 	greeting := make([]byte, 4)
 	if _, err := io.ReadFull(screen, greeting); err != nil || string(greeting) != "RFB " {
 		t.Errorf("the screen says %q, %v; want VNC's greeting", greeting, err)
+	}
+	picture, err := c.Screenshot(deadline(t), g.UUID)
+	if err != nil || picture.MIME != "image/png" || !bytes.HasPrefix(picture.Data, []byte("\x89PNG")) {
+		t.Errorf("screenshot of %d bytes, type %q, %v", len(picture.Data), picture.MIME, err)
+	}
+	described, err := c.Describe(deadline(t), g.UUID)
+	if err != nil || !strings.Contains(described, "AMBIPOD_TEST") || strings.Contains(described, "a b,c") {
+		t.Errorf("described as %s, %v", described, err)
 	}
 	virsh(t, daemon(t), "define", "--validate", writeFile(t, xmlOf(t, g.Domain)))
 }

@@ -7,6 +7,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/dynamicpb"
+
+	"github.com/ambipod/ambipod/pkg/redact"
 )
 
 // Levels of the request log: calls that change something or fail, then those
@@ -48,4 +53,14 @@ func (r *rule) looks() bool {
 		}
 	}
 	return false
+}
+
+// redacted is a request as text, without what may be secret.
+func redacted(r *rule, request []byte) string {
+	message := dynamicpb.NewMessage(r.asks)
+	if err := proto.Unmarshal(request, message); err != nil {
+		return "unreadable: " + err.Error()
+	}
+	redact.Message(message)
+	return strings.TrimSpace(prototext.MarshalOptions{}.Format(message))
 }

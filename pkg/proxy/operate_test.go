@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/pkg/redact"
 	"github.com/ambipod/ambipod/pkg/statushttp"
 )
 
@@ -312,7 +313,7 @@ func TestRequestLogHidesSecrets(t *testing.T) {
 	if strings.Contains(text, secret) {
 		t.Errorf("the log shows a secret:\n%s", text)
 	}
-	for _, visible := range []string{"PullImage", "vm.ambipod.io/debian", "TOKEN", "u-1", "method=CreateContainer runtime=vm", hidden, "login"} {
+	for _, visible := range []string{"PullImage", "vm.ambipod.io/debian", "TOKEN", "u-1", "method=CreateContainer runtime=vm", redact.Hidden, "login"} {
 		if !strings.Contains(text, visible) {
 			t.Errorf("the log does not show %s", visible)
 		}
