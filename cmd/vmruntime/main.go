@@ -78,7 +78,7 @@ VMs outlive vmruntime: stop it, restart it, upgrade it while they run.`,
 	})
 	s.addFlags(command.Flags())
 	command.Flags().AddGoFlagSet(flag.CommandLine) // glog's
-	command.AddCommand(newShare())
+	command.AddCommand(newShare(), newNodeLabels())
 	return command
 }
 
