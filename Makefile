@@ -1,9 +1,10 @@
 # Ambipod: containers and virtual machines under one kubelet.
 # `make help` lists the targets. All of them need root and Debian 12, and install
 # what they need by hack/setup.sh.
+VERSION ?= 0.1.0~dev
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test unit integration e2e conformance bench lint clean
+.PHONY: help demo up down build test unit integration e2e conformance bench images deb lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +48,15 @@ conformance: ## compare critest against containerd with critest through criproxy
 bench: ## measure what criproxy and vmruntime cost
 	@hack/setup.sh test
 	@go run ./tests/bench
+
+images: ## build the container image of the node's daemons, _build/images/node.tar
+	@hack/setup.sh images
+	@images/node/build.sh _tools/images/packages.tar _build/images/node.tar
+	@echo "Made _build/images/node.tar, an OCI archive."
+
+deb: ## build the Debian package of criproxy into _build
+	@CGO_ENABLED=0 go build -trimpath -o _build/bin/ ./cmd/criproxy
+	@deploy/debian/build.sh "$(VERSION)" _build
 
 lint: ## check Go code and shell scripts
 	@hack/setup.sh lint

@@ -3,10 +3,11 @@
 # pinned Go tools, Ambipod's binaries and the images that the private node
 # serves. Every step is skipped when nothing that it depends on has changed.
 #
-# usage: hack/setup.sh [demo|test|lint]
-#   demo  what `make demo`, `make up` and the test rings need (the default)
-#   test  the same, and the linters and conformance tests
-#   lint  only what `make lint` needs
+# usage: hack/setup.sh [demo|test|images|lint]
+#   demo    what `make demo`, `make up` and the test rings need (the default)
+#   test    the same, and the linters and conformance tests
+#   images  what `make images` needs
+#   lint    only what `make lint` needs
 set -euo pipefail
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -25,6 +26,10 @@ packages_node=(runc containernetworking-plugins iproute2 iptables nftables
 # What the image recipes under images/ read or run.
 packages_images=(busybox-static kmod cpio grub-common grub-pc-bin e2fsprogs
 	fdisk xz-utils)
+# What tests/deploy checks deploy/ with.
+packages_deploy=(prometheus systemd)
+# What images/node/build.sh runs.
+packages_images_node=(mmdebstrap buildah)
 packages_lint=(shellcheck gcc libc6-dev pkg-config libvirt-dev git)
 
 die() {
@@ -170,8 +175,14 @@ main() {
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}"
 		;;
 	test)
-		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_lint[@]}"
+		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_deploy[@]}" "${packages_lint[@]}"
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}" gotestsum
+		;;
+	images)
+		packages "${packages_vm[@]}" "${packages_images_node[@]}"
+		step 'build Ambipod' binaries
+		image packages.tar images/node/packages "$top/images/node/build.sh" --packages
+		return
 		;;
 	lint)
 		packages "${packages_lint[@]}"
@@ -179,7 +190,7 @@ main() {
 		return
 		;;
 	*)
-		die "unknown argument \"$want\"; it must be demo, test or lint"
+		die "unknown argument \"$want\"; it must be demo, test, images or lint"
 		;;
 	esac
 	step 'build Ambipod' binaries
