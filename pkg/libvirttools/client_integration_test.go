@@ -331,11 +331,16 @@ func TestStats(t *testing.T) {
 	c := client(t)
 	g, idle := newGuest(t, c), newGuest(t, c)
 	g.boot(t, c)
-	absent := describeGuest(t).UUID
-	first := statsOf(t, c, g.UUID, idle.UUID, absent)
+	if _, err := c.Stats(deadline(t), idle.UUID); !errdefs.IsUnavailable(err) {
+		t.Errorf("Stats of a domain that does not run: %v", err)
+	}
+	if _, err := c.Stats(deadline(t), describeGuest(t).UUID); !errdefs.IsNotFound(err) {
+		t.Errorf("Stats of a domain that does not exist: %v", err)
+	}
+	first := statsOf(t, c, g.UUID)
 	g.tell(t, bootsector.Write)
 	eventually(t, "the guest to write", func() bool { return strings.Contains(g.console(t), "WROTE") })
-	second := statsOf(t, c, g.UUID, idle.UUID, absent)
+	second := statsOf(t, c, g.UUID)
 	root := second.Disks[0]
 	if root.WriteBytes != first.Disks[0].WriteBytes+512 || root.WriteRequests != first.Disks[0].WriteRequests+1 {
 		t.Errorf("a write of 512 bytes took the counters from %+v to %+v", first.Disks[0], root)
@@ -348,16 +353,39 @@ func TestStats(t *testing.T) {
 	}
 }
 
-func statsOf(t *testing.T, c *libvirttools.Client, uuids ...string) libvirttools.Stats {
+func statsOf(t *testing.T, c *libvirttools.Client, uuid string) libvirttools.Stats {
 	t.Helper()
-	list, err := c.Stats(deadline(t), uuids)
+	stats, err := c.Stats(deadline(t), uuid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 1 || list[0].UUID != uuids[0] || len(list[0].Disks) != 2 {
-		t.Fatalf("statistics: %+v, want those of %s with two disks", list, uuids[0])
+	if len(stats.Disks) != 2 {
+		t.Fatalf("statistics: %+v, want those of two disks", stats)
 	}
-	return list[0]
+	return stats
+}
+
+// A QEMU that is stopped costs its own numbers and nobody else's.
+func TestStatsOfAStuckQEMU(t *testing.T) {
+	c := client(t)
+	stuck, well := newGuest(t, c), newGuest(t, c)
+	stuck.boot(t, c)
+	well.boot(t, c)
+	qemu := stuck.process(t)
+	if err := qemu.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = qemu.Signal(syscall.SIGCONT) })
+	ctx, cancel := context.WithTimeout(deadline(t), time.Second)
+	defer cancel()
+	if _, err := c.Stats(ctx, stuck.UUID); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Stats of a stopped QEMU: %v", err)
+	}
+	if _, err := c.Stats(deadline(t), stuck.UUID); !errdefs.IsUnavailable(err) {
+		t.Errorf("Stats of a QEMU that owes an answer: %v", err)
+	}
+	statsOf(t, c, well.UUID)
+	wantState(t, c, stuck.UUID, libvirttools.PhaseRunning, libvirttools.ReasonBooted)
 }
 
 func TestAgentAbsent(t *testing.T) {

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"libvirt.org/go/libvirt"
 )
 
 // Stats are numbers about a running domain that only QEMU knows. CPU time and
 // memory of the process are in the pod's control group.
 type Stats struct {
-	UUID  string
 	Disks []DiskStats
 	// Guest is the guest's own view of its memory; nil if it has no balloon driver
 	// or has not reported yet.
@@ -40,75 +40,53 @@ type GuestMemory struct {
 	At         time.Time
 }
 
-// Stats asks for several domains at once, of which those that are absent, inactive,
-// foreign or at that moment busy with another request are missing from the answer.
-func (c *Client) Stats(ctx context.Context, uuids []string) ([]Stats, error) {
-	if len(uuids) == 0 {
-		return nil, nil
+// Stats asks a domain's QEMU, which may never answer: give the context a deadline, and
+// ask for each domain separately. While the answer is due, and while the domain is busy
+// with another request, further calls fail at once with errdefs.ErrUnavailable. So do
+// calls for a domain that does not run; an absent one is errdefs.ErrNotFound.
+func (c *Client) Stats(ctx context.Context, uuid string) (Stats, error) {
+	if err := c.prepare(); err != nil {
+		return Stats{}, err
 	}
-	list, err := look(ctx, c, func(conn *libvirt.Connect) ([]Stats, error) {
-		var doms []*libvirt.Domain
-		defer func() {
-			for _, dom := range doms {
-				_ = dom.Free()
+	stats, err := call(ctx, c.reads, func(conn *libvirt.Connect) (Stats, error) {
+		return withDomain(conn, uuid, func(dom *libvirt.Domain) (Stats, error) {
+			if _, err := c.markOf(dom); err != nil {
+				return Stats{}, err
 			}
-		}()
-		for _, uuid := range uuids {
-			dom, err := conn.LookupDomainByUUIDString(uuid)
-			if hasCode(err, libvirt.ERR_NO_DOMAIN) {
-				continue
-			}
+			records, err := conn.GetAllDomainStats([]*libvirt.Domain{dom},
+				libvirt.DOMAIN_STATS_STATE|libvirt.DOMAIN_STATS_BLOCK|libvirt.DOMAIN_STATS_BALLOON,
+				libvirt.CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
 			if err != nil {
-				return nil, err
+				return Stats{}, err
 			}
-			doms = append(doms, dom)
-		}
-		if len(doms) == 0 {
-			return nil, nil // libvirt would take that for "all"
-		}
-		// Without NOWAIT, one hung QEMU would hold up the numbers of all.
-		records, err := conn.GetAllDomainStats(doms,
-			libvirt.DOMAIN_STATS_STATE|libvirt.DOMAIN_STATS_BLOCK|libvirt.DOMAIN_STATS_BALLOON,
-			libvirt.CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
-		if err != nil {
-			return nil, err
-		}
-		return toStats(records)
+			return toStats(records)
+		})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("statistics of %d domains: %w", len(uuids), err)
+		return Stats{}, fmt.Errorf("statistics of domain %s: %w", uuid, err)
 	}
-	return list, nil
+	return stats, nil
 }
 
-// toStats translates libvirt's records and frees their domains.
-func toStats(records []libvirt.DomainStats) ([]Stats, error) {
-	defer func() {
-		for _, r := range records {
-			_ = r.Domain.Free()
-		}
-	}()
-	var list []Stats
+// toStats translates libvirt's only record and frees its domain.
+func toStats(records []libvirt.DomainStats) (Stats, error) {
 	for _, r := range records {
-		uuid, err := r.Domain.GetUUIDString()
-		if err != nil {
-			return nil, err
-		}
-		if !isActive(r.State) || len(r.Block) == 0 {
-			continue
-		}
-		one := Stats{UUID: uuid, Guest: guestMemory(r.Balloon)}
-		for _, b := range r.Block {
-			one.Disks = append(one.Disks, DiskStats{
-				Target: b.Name, Path: b.Path,
-				ReadBytes: b.RdBytes, ReadRequests: b.RdReqs,
-				WriteBytes: b.WrBytes, WriteRequests: b.WrReqs,
-				Capacity: b.Capacity, Physical: b.Physical, Allocation: b.Allocation,
-			})
-		}
-		list = append(list, one)
+		defer func() { _ = r.Domain.Free() }()
 	}
-	return list, nil
+	// Of a busy domain libvirt tells what its disks are called, and no numbers.
+	if len(records) != 1 || !isActive(records[0].State) || len(records[0].Block) == 0 || !records[0].Block[0].RdBytesSet {
+		return Stats{}, fmt.Errorf("it does not run or is busy: %w", errdefs.ErrUnavailable)
+	}
+	stats := Stats{Guest: guestMemory(records[0].Balloon)}
+	for _, b := range records[0].Block {
+		stats.Disks = append(stats.Disks, DiskStats{
+			Target: b.Name, Path: b.Path,
+			ReadBytes: b.RdBytes, ReadRequests: b.RdReqs,
+			WriteBytes: b.WrBytes, WriteRequests: b.WrReqs,
+			Capacity: b.Capacity, Physical: b.Physical, Allocation: b.Allocation,
+		})
+	}
+	return stats, nil
 }
 
 func isActive(s *libvirt.DomainStatsState) bool {
