@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"path"
 	"strings"
-	"time"
 
 	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/cgroups/v3/cgroup1"
@@ -33,26 +32,18 @@ type Limits struct {
 	CPUSet string // list of CPUs, "" for all of the parent's
 }
 
-// Stats is what the processes of a group use.
-type Stats struct {
-	CPU             time.Duration // since the group was made
-	Memory          uint64        // bytes charged, page cache included
-	WorkingSet      uint64        // Memory less the page cache that can be dropped at once
-	RSS             uint64        // bytes of anonymous memory
-	PageFaults      uint64
-	MajorPageFaults uint64
-	OOMKills        uint64 // processes of the group that the kernel killed for memory
-}
-
 // Path returns the group of one VM below its pod's cgroup parent as kubelet names
 // it: a path with the cgroupfs driver, or a slice ("kubepods-podX.slice") with the
 // systemd driver, whose nesting follows its dashes (systemd.slice(5)). A pod without
 // a parent, as people make them by hand, has its groups at the hierarchy's root.
-func Path(parent, id string) string {
+func Path(parent, id string) string { return path.Join(Parent(parent), "ambipod-"+id) }
+
+// Parent returns the group that kubelet means by a pod's cgroup parent.
+func Parent(parent string) string {
 	if strings.HasSuffix(parent, ".slice") {
 		parent = slicePath(path.Base(parent))
 	}
-	return path.Join("/", parent, "ambipod-"+id)
+	return path.Join("/", parent)
 }
 
 // slicePath expands "a-b.slice" to "/a.slice/a-b.slice".
@@ -143,23 +134,6 @@ func Delete(group string) error {
 		return fmt.Errorf("delete cgroup %s: %w", group, err)
 	}
 	return nil
-}
-
-// Read returns the use of a group; errdefs.ErrNotFound if there is none.
-func Read(group string) (Stats, error) {
-	var (
-		stats Stats
-		err   error
-	)
-	if unified() {
-		stats, err = read2(group)
-	} else {
-		stats, err = read1(group)
-	}
-	if err != nil {
-		return Stats{}, fmt.Errorf("read cgroup %s: %w", group, err)
-	}
-	return stats, nil
 }
 
 // RaiseMemory lifts the memory limit of a VM's parent (its pod) to at least so

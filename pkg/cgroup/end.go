@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
@@ -18,7 +19,7 @@ const pollMillis = 100
 // is no error if there is none. Only the group itself is emptied, none below it.
 func End(ctx context.Context, group string) error {
 	for {
-		pids, err := processes(group)
+		pids, err := processes(group, false)
 		if errdefs.IsNotFound(err) {
 			return nil
 		}
@@ -47,7 +48,7 @@ func kill(ctx context.Context, group string, pid int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, unix.Close(process)) }()
-	members, err := processes(group)
+	members, err := processes(group, false)
 	if err != nil || !slices.Contains(members, pid) {
 		return err
 	}
@@ -67,27 +68,41 @@ func kill(ctx context.Context, group string, pid int) (err error) {
 	}
 }
 
-// processes lists the processes of a group alone.
-func processes(group string) ([]int, error) {
-	var pids []int
+// processes lists the processes of a group, and perhaps of those below it.
+func processes(group string, below bool) ([]int, error) {
+	list := processes1
 	if unified() {
-		manager, err := load2(group)
-		if err != nil {
-			return nil, err
-		}
-		found, err := manager.Procs(false)
-		for _, pid := range found {
-			pids = append(pids, int(pid)) //nolint:gosec // process IDs are small
-		}
-		return pids, err
+		list = processes2
 	}
+	pids, err := list(group, below)
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound) // it went while we read
+	}
+	return pids, err
+}
+
+func processes1(group string, below bool) ([]int, error) {
 	control, err := load1(group)
 	if err != nil {
 		return nil, err
 	}
-	found, err := control.Processes(cgroup1.Memory, false)
-	for _, process := range found {
-		pids = append(pids, process.Pid)
+	found, err := control.Processes(cgroup1.Memory, below)
+	pids := make([]int, len(found))
+	for i, process := range found {
+		pids[i] = process.Pid
+	}
+	return pids, err
+}
+
+func processes2(group string, below bool) ([]int, error) {
+	manager, err := load2(group)
+	if err != nil {
+		return nil, err
+	}
+	found, err := manager.Procs(below)
+	pids := make([]int, len(found))
+	for i, pid := range found {
+		pids[i] = int(pid) //nolint:gosec // process IDs are small
 	}
 	return pids, err
 }

@@ -47,8 +47,11 @@ func TestLifeOfAGroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if stats.OOMKills != 0 {
-		t.Errorf("OOM kills of a sleeping process: %d", stats.OOMKills)
+	if stats.OOMKills != 0 || stats.Processes != 1 || stats.Threads != 1 {
+		t.Errorf("%d OOM kills of %d processes with %d threads, want none of one with one", stats.OOMKills, stats.Processes, stats.Threads)
+	}
+	if above, err := Read(parent); err != nil || above.Processes != 1 || above.MemoryLimit != 0 {
+		t.Errorf("the parent has %d processes and the memory limit %d (%v), want one and none", above.Processes, above.MemoryLimit, err)
 	}
 	if err := Delete(group); err == nil {
 		t.Error("a group with a process in it was deleted")
@@ -85,6 +88,9 @@ func raiseMemory(t *testing.T, group string) {
 	}
 	if limit, err := memoryLimit(path.Dir(group)); err != nil || limit != high {
 		t.Errorf("limit after RaiseMemory is %d (%v), want %d", limit, err, high)
+	}
+	if stats, err := Read(group); err != nil || stats.MemoryLimit != high {
+		t.Errorf("the group's memory limit is %d (%v), want its parent's, %d", stats.MemoryLimit, err, high)
 	}
 	if raised, err := RaiseMemory(group, low); err != nil || raised {
 		t.Errorf("RaiseMemory to less than there is: %v, %v", raised, err)

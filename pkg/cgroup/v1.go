@@ -27,16 +27,35 @@ func read1(group string) (Stats, error) {
 	if err != nil {
 		return Stats{}, err
 	}
-	cpu, memory, oom := metrics.GetCPU().GetUsage(), metrics.GetMemory(), metrics.GetMemoryOomControl()
-	return Stats{
-		CPU:             duration(cpu.GetTotal()),
-		Memory:          memory.GetUsage().GetUsage(),
-		WorkingSet:      less(memory.GetUsage().GetUsage(), memory.GetTotalInactiveFile()),
-		RSS:             memory.GetTotalRSS(),
-		PageFaults:      memory.GetTotalPgFault(),
-		MajorPageFaults: memory.GetTotalPgMajFault(),
-		OOMKills:        oom.GetOomKill(),
-	}, nil
+	memory, swap := metrics.GetMemory(), metrics.GetMemory().GetSwap().GetUsage()
+	stats := Stats{
+		CPU:              duration(metrics.GetCPU().GetUsage().GetTotal()),
+		UserCPU:          duration(metrics.GetCPU().GetUsage().GetUser()),
+		SystemCPU:        duration(metrics.GetCPU().GetUsage().GetKernel()),
+		Periods:          metrics.GetCPU().GetThrottling().GetPeriods(),
+		ThrottledPeriods: metrics.GetCPU().GetThrottling().GetThrottledPeriods(),
+		Throttled:        duration(metrics.GetCPU().GetThrottling().GetThrottledTime()),
+		Memory:           memory.GetUsage().GetUsage(),
+		WorkingSet:       less(memory.GetUsage().GetUsage(), memory.GetTotalInactiveFile()),
+		RSS:              memory.GetTotalRSS(),
+		Cache:            memory.GetTotalCache(),
+		MappedFile:       memory.GetTotalMappedFile(),
+		ActiveFile:       memory.GetTotalActiveFile(),
+		InactiveFile:     memory.GetTotalInactiveFile(),
+		Kernel:           memory.GetKernel().GetUsage(),
+		MaxMemory:        memory.GetUsage().GetMax(),
+		MemoryLimit:      limit(memory.GetHierarchicalMemoryLimit()),
+		LimitHits:        memory.GetUsage().GetFailcnt(),
+		PageFaults:       memory.GetTotalPgFault(),
+		MajorPageFaults:  memory.GetTotalPgMajFault(),
+		OOMKills:         metrics.GetMemoryOomControl().GetOomKill(),
+		Threads:          metrics.GetPids().GetCurrent(),
+		MaxThreads:       limit(metrics.GetPids().GetLimit()),
+	}
+	if swap > 0 { // what v1 counts there is memory and swap together
+		stats.Swap = less(swap, stats.Memory)
+	}
+	return stats, nil
 }
 
 func memoryLimit1(group string) (uint64, error) {
