@@ -66,6 +66,7 @@ func (s *Server) removeContainer(ctx context.Context, vm container) error {
 		return err
 	}
 	failpoint.Hit("RemoveContainer/record-deleted")
+	s.rates.forget(vm.ID)
 	s.publish(vm.SandboxID, vm.ID, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }

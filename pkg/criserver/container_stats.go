@@ -14,13 +14,18 @@ import (
 )
 
 // ContainerStats tells what a VM uses: CPU and memory of QEMU from its control
-// group, and the bytes that its root disk has grown to.
+// group, and the bytes that its disks have grown to. QEMU itself is not asked: one
+// that hangs would hold up the caller.
 func (s *Server) ContainerStats(_ context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	vm, err := s.findContainer(req.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.stats(vm)
+	box, err := s.findSandbox(vm.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	stats, err := s.stats(box, vm)
 	if err != nil {
 		return nil, err
 	}
@@ -30,30 +35,61 @@ func (s *Server) ContainerStats(_ context.Context, req *runtimeapi.ContainerStat
 // ListContainerStats lists the use of running VMs that a filter lets pass. A VM whose
 // use cannot be read is left out and reported; it must not spoil the others'.
 func (s *Server) ListContainerStats(ctx context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	all, err := s.containers()
+	census, err := s.census()
 	if err != nil {
 		return nil, err
 	}
 	response := &runtimeapi.ListContainerStatsResponse{}
 	filter := req.GetFilter()
-	for _, vm := range all {
-		if !vm.Running() || !strings.HasPrefix(vm.ID, filter.GetId()) || !strings.HasPrefix(vm.SandboxID, filter.GetPodSandboxId()) ||
-			!matchesLabels(filter.GetLabelSelector(), vm.config.GetLabels()) {
-			continue
+	for _, box := range census.boxes {
+		for _, vm := range census.vms[box.ID] {
+			if !vm.Running() || !strings.HasPrefix(vm.ID, filter.GetId()) || !strings.HasPrefix(vm.SandboxID, filter.GetPodSandboxId()) ||
+				!matchesLabels(filter.GetLabelSelector(), vm.config.GetLabels()) {
+				continue
+			}
+			if stats := s.statsIfAny(ctx, box, vm); stats != nil {
+				response.Stats = append(response.Stats, stats)
+			}
 		}
-		stats, err := s.stats(vm)
-		if err != nil {
-			s.Logger.WarnContext(ctx, "no statistics", "container", vm.ID, "err", err)
-			continue
-		}
-		response.Stats = append(response.Stats, stats)
 	}
 	return response, nil
 }
 
-// stats reads the use of one VM. One that does not run has only its disk.
-func (s *Server) stats(vm container) (*runtimeapi.ContainerStats, error) {
-	now := time.Now().UnixNano()
+// census is all sandboxes, and the VMs of each.
+type census struct {
+	boxes []sandbox
+	vms   map[string][]container
+}
+
+func (s *Server) census() (census, error) {
+	boxes, err := s.sandboxes()
+	if err != nil {
+		return census{}, err
+	}
+	all, err := s.containers()
+	if err != nil {
+		return census{}, err
+	}
+	c := census{boxes: boxes, vms: map[string][]container{}}
+	for _, vm := range all {
+		c.vms[vm.SandboxID] = append(c.vms[vm.SandboxID], vm)
+	}
+	return c, nil
+}
+
+// statsIfAny is for lists: nil is a VM whose use cannot be read.
+func (s *Server) statsIfAny(ctx context.Context, box sandbox, vm container) *runtimeapi.ContainerStats {
+	stats, err := s.stats(box, vm)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "no statistics", "container", vm.ID, "err", err)
+		return nil
+	}
+	return stats
+}
+
+// stats reads the use of one VM. One that does not run has only its disks.
+func (s *Server) stats(box sandbox, vm container) (*runtimeapi.ContainerStats, error) {
+	now := time.Now()
 	stats := &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{
 		Id:          vm.ID,
 		Metadata:    vm.config.GetMetadata(),
@@ -65,17 +101,13 @@ func (s *Server) stats(vm container) (*runtimeapi.ContainerStats, error) {
 		return nil, fmt.Errorf("disk use of VM %s: %w", vm.ID, err)
 	}
 	stats.WritableLayer = &runtimeapi.FilesystemUsage{
-		Timestamp:  now,
+		Timestamp:  now.UnixNano(),
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: s.Layout.VMs()},
 		UsedBytes:  number(usage.Bytes),
 		InodesUsed: number(usage.Inodes),
 	}
 	if !vm.Running() {
 		return stats, nil
-	}
-	box, err := s.findSandbox(vm.SandboxID)
-	if err != nil {
-		return nil, err
 	}
 	group, err := cgroup.Read(s.cgroupOf(box, vm.ID))
 	if errdefs.IsNotFound(err) {
@@ -84,16 +116,35 @@ func (s *Server) stats(vm container) (*runtimeapi.ContainerStats, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use of VM %s: %w", vm.ID, err)
 	}
-	stats.Cpu = &runtimeapi.CpuUsage{Timestamp: now, UsageCoreNanoSeconds: number(uint64(group.CPU))} //nolint:gosec // not negative
-	stats.Memory = &runtimeapi.MemoryUsage{
-		Timestamp:       now,
+	stats.Cpu = s.cpuUsage(vm.ID, now, group)
+	stats.Memory = memoryUsage(now, group)
+	stats.Swap = &runtimeapi.SwapUsage{Timestamp: now.UnixNano(), SwapUsageBytes: number(group.Swap)}
+	return stats, nil
+}
+
+// cpuUsage tells the CPU time that a VM or a pod, known by its ID, has used, and at
+// which rate.
+func (s *Server) cpuUsage(id string, now time.Time, group cgroup.Stats) *runtimeapi.CpuUsage {
+	usage := &runtimeapi.CpuUsage{Timestamp: now.UnixNano(), UsageCoreNanoSeconds: number(uint64(group.CPU))} //nolint:gosec // not negative
+	if rate, known := s.rates.observe(id, now, group.CPU); known {
+		usage.UsageNanoCores = number(rate)
+	}
+	return usage
+}
+
+func memoryUsage(now time.Time, group cgroup.Stats) *runtimeapi.MemoryUsage {
+	usage := &runtimeapi.MemoryUsage{
+		Timestamp:       now.UnixNano(),
 		WorkingSetBytes: number(group.WorkingSet),
 		UsageBytes:      number(group.Memory),
 		RssBytes:        number(group.RSS),
 		PageFaults:      number(group.PageFaults),
 		MajorPageFaults: number(group.MajorPageFaults),
 	}
-	return stats, nil
+	if group.MemoryLimit > 0 {
+		usage.AvailableBytes = number(group.MemoryLimit - min(group.MemoryLimit, group.WorkingSet))
+	}
+	return usage
 }
 
 func number(value uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: value} }

@@ -18,7 +18,7 @@ func (s *Server) ContainerStatus(ctx context.Context, req *runtimeapi.ContainerS
 	if req.GetVerbose() {
 		info := map[string]any{
 			"sandboxID": vm.SandboxID, "domainUUID": vm.DomainUUID, "vcpus": vm.VCPUs, "memoryBytes": vm.MemoryBytes,
-			"files": s.Layout.VM(vm.ID), "config": vm.config, "accelerator": s.Accel,
+			"files": s.Layout.VM(vm.ID), "config": vm.config, "accelerator": s.Accel, "reboots": vm.Reboots,
 		}
 		if state, err := s.Domains.State(ctx, vm.DomainUUID); err != nil {
 			info["domain"] = err.Error()
@@ -28,11 +28,32 @@ func (s *Server) ContainerStatus(ctx context.Context, req *runtimeapi.ContainerS
 		if box, err := s.findSandbox(vm.SandboxID); err == nil {
 			info["cgroup"] = s.cgroupOf(box, vm.ID)
 		}
+		if vm.Running() {
+			s.addInner(ctx, info, vm)
+		}
 		if response.Info, err = infoMap(info); err != nil {
 			return nil, err
 		}
 	}
 	return response, nil
+}
+
+// addInner adds what only QEMU and the guest know, if they tell in time.
+func (s *Server) addInner(ctx context.Context, info map[string]any, vm container) {
+	if !vm.RebootedAt.IsZero() {
+		info["rebootedAt"] = vm.RebootedAt
+	}
+	ctx, cancel := context.WithTimeout(ctx, guestPatience)
+	defer cancel()
+	stats, err := s.Domains.Stats(ctx, vm.DomainUUID)
+	if err != nil {
+		info["statistics"] = err.Error()
+		return
+	}
+	info["disks"] = stats.Disks
+	if stats.Guest != nil {
+		info["guestMemory"] = stats.Guest
+	}
 }
 
 func (s *Server) statuses(vms []container) []*runtimeapi.ContainerStatus {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
+	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
 )
 
@@ -90,6 +91,7 @@ type counters struct {
 	recovered *prometheus.CounterVec
 	orphans   prometheus.Counter
 	losses    prometheus.Counter
+	guests    *prometheus.CounterVec
 }
 
 func newCounters() *counters {
@@ -100,9 +102,15 @@ func newCounters() *counters {
 		orphans: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ambipod_orphaned_domains_removed_total", Help: "Domains with our mark but without a record that were removed.",
 		}),
+		guests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ambipod_guest_events_total", Help: "What guests did by themselves: rebooted, or crashed by a kernel panic.",
+		}, []string{"event"}),
 		losses: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ambipod_console_log_gaps_total", Help: "Times that console output was rotated away before it could be copied to a pod's log.",
 		}),
+	}
+	for _, kind := range []libvirttools.Kind{libvirttools.KindRebooted, libvirttools.KindCrashed} {
+		c.guests.WithLabelValues(string(kind))
 	}
 	for _, object := range []string{"sandbox", "vm"} {
 		c.recovered.WithLabelValues(object, recoveredWell)
@@ -144,7 +152,7 @@ func (c *collector) own() []*prometheus.Desc {
 
 func (c *collector) counted() []prometheus.Collector {
 	counts := c.server.counters
-	return []prometheus.Collector{counts.recovered, counts.orphans, counts.losses}
+	return []prometheus.Collector{counts.recovered, counts.orphans, counts.losses, counts.guests}
 }
 
 // Describe implements prometheus.Collector.

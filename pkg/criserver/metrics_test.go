@@ -120,6 +120,10 @@ ambipod_exec_commands_total 0
 # HELP ambipod_exec_sessions VMs in which the helper for commands runs, or is being started.
 # TYPE ambipod_exec_sessions gauge
 ambipod_exec_sessions 0
+# HELP ambipod_guest_events_total What guests did by themselves: rebooted, or crashed by a kernel panic.
+# TYPE ambipod_guest_events_total counter
+ambipod_guest_events_total{event="crashed"} 0
+ambipod_guest_events_total{event="rebooted"} 0
 # HELP ambipod_orphaned_domains_removed_total Domains with our mark but without a record that were removed.
 # TYPE ambipod_orphaned_domains_removed_total counter
 ambipod_orphaned_domains_removed_total 0

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -14,14 +13,6 @@ import (
 	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
-)
-
-// Exit codes of VMs that did not power themselves off; a shell's for a process that
-// was killed, and one that no process chooses for the rest.
-const (
-	exitKilled  = 137
-	exitCrashed = 134
-	exitUnknown = 255
 )
 
 // Watch follows libvirt's events until the context ends, and settles each VM that an
@@ -35,6 +26,11 @@ func (s *Server) Watch(ctx context.Context) error {
 			settling.Go(func() { s.settleAll(ctx, func(container) bool { return true }) })
 		case libvirttools.KindStopped, libvirttools.KindUndefined:
 			settling.Go(func() { s.settleAll(ctx, func(vm container) bool { return vm.DomainUUID == event.UUID }) })
+		case libvirttools.KindRebooted, libvirttools.KindCrashed:
+			// At once: the verdict on a guest that ends needs to know.
+			if err := s.noteGuest(ctx, event); err != nil {
+				s.Logger.ErrorContext(ctx, "what a guest did is not recorded", "domain", event.UUID, "event", event.Kind, "err", err)
+			}
 		}
 	})
 }
@@ -90,18 +86,16 @@ func (s *Server) settle(ctx context.Context, id string) (ended bool, err error) 
 
 // recordEnd needs the container's lock.
 func (s *Server) recordEnd(ctx context.Context, vm container, state libvirttools.State) error {
-	finished := time.Now()
 	// All that the guest said comes before its end is told.
 	if err := s.consoles.finish(ctx, vm.ID); err != nil {
 		s.Logger.WarnContext(ctx, "console log may be incomplete", "container", vm.ID, "err", err)
 	}
-	failpoint.Hit("StopContainer/console-finished")
-	code, reason, message := verdict(state)
+	v := s.judge(ctx, vm, state)
 	if box, err := s.findSandbox(vm.SandboxID); err == nil {
 		group := s.cgroupOf(box, vm.ID)
 		if stats, err := cgroup.Read(group); err == nil && stats.OOMKills > 0 {
-			code, reason = exitKilled, "OOMKilled"
-			message = fmt.Sprintf("the pod's memory limit was reached; QEMU needs about %d MiB beside the guest's %d MiB, declare them as the pod's overhead",
+			v.code, v.reason = exitKilled, "OOMKilled"
+			v.message = fmt.Sprintf("the pod's memory limit was reached; QEMU needs about %d MiB beside the guest's %d MiB, declare them as the pod's overhead",
 				qemuOverhead>>20, vm.MemoryBytes>>20)
 		}
 		if err := cgroup.End(ctx, group); err != nil {
@@ -109,13 +103,12 @@ func (s *Server) recordEnd(ctx context.Context, vm container, state libvirttools
 		}
 	}
 	if _, err := s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
-		r.FinishedAt, r.ExitCode, r.Reason, r.Message = finished, code, reason, message
+		r.FinishedAt, r.ExitCode, r.Reason, r.Message = v.at, v.code, v.reason, v.message
 		return nil
 	}); err != nil {
 		return err
 	}
-	failpoint.Hit("StopContainer/recorded")
-	s.Logger.InfoContext(ctx, "VM has ended", "container", vm.ID, "reason", reason, "exitCode", code, "message", message)
+	s.Logger.InfoContext(ctx, "VM has ended", "container", vm.ID, "reason", v.reason, "exitCode", v.code, "message", v.message)
 	// The verdict is kept; the domain has nothing more to tell, and a successor may
 	// need its UUID.
 	if err := s.Domains.Undefine(ctx, vm.DomainUUID); err != nil {
@@ -126,19 +119,6 @@ func (s *Server) recordEnd(ctx context.Context, vm container, state libvirttools
 	s.exits.announce(vm.ID)
 	s.publish(vm.SandboxID, vm.ID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return nil
-}
-
-// verdict translates libvirt's reason for a VM's end to kubelet's terms.
-func verdict(state libvirttools.State) (code int32, reason, message string) {
-	switch state.Reason {
-	case libvirttools.ReasonShutdown:
-		return 0, "Completed", ""
-	case libvirttools.ReasonDestroyed:
-		return exitKilled, "Error", "the VM was switched off"
-	case libvirttools.ReasonCrashed:
-		return exitCrashed, "Error", "QEMU or the guest crashed; libvirt's log of the domain has the last words"
-	}
-	return exitUnknown, "Error", fmt.Sprintf("the VM ended while nobody looked (%s)", state)
 }
 
 // exits lets a caller wait for the end of a VM.

@@ -33,6 +33,7 @@ func (s *Server) removeSandbox(ctx context.Context, box sandbox) error {
 	if err := s.Records.Sandboxes.Delete(box.ID); err != nil {
 		return err
 	}
+	s.rates.forget(box.ID)
 	failpoint.Hit("RemovePodSandbox/record-deleted")
 	s.events.publish(&runtimeapi.ContainerEventResponse{
 		ContainerId:        box.ID,

@@ -2,75 +2,65 @@ package criserver
 
 import (
 	"context"
+	"path"
 	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/pkg/cgroup"
 )
 
-// PodSandboxStats tells what a pod uses: the sum of its VMs, and its network.
-func (s *Server) PodSandboxStats(_ context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+// PodSandboxStats tells what a pod uses: its VMs, its control group and its network.
+func (s *Server) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	box, err := s.findSandbox(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.podStats(box)
-	if err != nil {
-		return nil, err
-	}
-	return &runtimeapi.PodSandboxStatsResponse{Stats: stats}, nil
-}
-
-// ListPodSandboxStats lists the use of ready pods that a filter lets pass; a pod
-// whose use cannot be read is left out and reported.
-func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	all, err := s.sandboxes()
-	if err != nil {
-		return nil, err
-	}
-	response := &runtimeapi.ListPodSandboxStatsResponse{}
-	for _, box := range all {
-		if sandboxState(box.State) != runtimeapi.PodSandboxState_SANDBOX_READY || !strings.HasPrefix(box.ID, req.GetFilter().GetId()) ||
-			!matchesLabels(req.GetFilter().GetLabelSelector(), box.config.GetLabels()) {
-			continue
-		}
-		stats, err := s.podStats(box)
-		if err != nil {
-			s.Logger.WarnContext(ctx, "no statistics", "pod", podName(box.config), "err", err)
-			continue
-		}
-		response.Stats = append(response.Stats, stats)
-	}
-	return response, nil
-}
-
-func (s *Server) podStats(box sandbox) (*runtimeapi.PodSandboxStats, error) {
 	vms, err := s.containersOf(box.ID)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now().UnixNano()
-	cpu := &runtimeapi.CpuUsage{Timestamp: now, UsageCoreNanoSeconds: number(0)}
-	memory := &runtimeapi.MemoryUsage{Timestamp: now, WorkingSetBytes: number(0), UsageBytes: number(0), RssBytes: number(0), PageFaults: number(0), MajorPageFaults: number(0)}
-	pod := &runtimeapi.LinuxPodSandboxStats{Cpu: cpu, Memory: memory}
+	return &runtimeapi.PodSandboxStatsResponse{Stats: s.podStats(ctx, box, vms)}, nil
+}
+
+// ListPodSandboxStats lists the use of ready pods that a filter lets pass. What cannot
+// be read is left out and reported.
+func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	census, err := s.census()
+	if err != nil {
+		return nil, err
+	}
+	response := &runtimeapi.ListPodSandboxStatsResponse{}
+	for _, box := range census.boxes {
+		if sandboxState(box.State) != runtimeapi.PodSandboxState_SANDBOX_READY || !strings.HasPrefix(box.ID, req.GetFilter().GetId()) ||
+			!matchesLabels(req.GetFilter().GetLabelSelector(), box.config.GetLabels()) {
+			continue
+		}
+		response.Stats = append(response.Stats, s.podStats(ctx, box, census.vms[box.ID]))
+	}
+	return response, nil
+}
+
+// podStats reads what it can of a pod's use: a VM that vanishes meanwhile must not
+// take the pod's other numbers with it.
+func (s *Server) podStats(ctx context.Context, box sandbox, vms []container) *runtimeapi.PodSandboxStats {
+	now := time.Now()
+	pod := &runtimeapi.LinuxPodSandboxStats{Network: s.networkUsage(ctx, box, now)}
 	for _, vm := range vms {
 		if !vm.Running() {
 			continue
 		}
-		stats, err := s.stats(vm)
-		if err != nil {
-			return nil, err
+		if stats := s.statsIfAny(ctx, box, vm); stats != nil {
+			pod.Containers = append(pod.Containers, stats)
 		}
-		pod.Containers = append(pod.Containers, stats)
-		cpu.UsageCoreNanoSeconds.Value += stats.GetCpu().GetUsageCoreNanoSeconds().GetValue()
-		memory.WorkingSetBytes.Value += stats.GetMemory().GetWorkingSetBytes().GetValue()
-		memory.UsageBytes.Value += stats.GetMemory().GetUsageBytes().GetValue()
-		memory.RssBytes.Value += stats.GetMemory().GetRssBytes().GetValue()
-		memory.PageFaults.Value += stats.GetMemory().GetPageFaults().GetValue()
-		memory.MajorPageFaults.Value += stats.GetMemory().GetMajorPageFaults().GetValue()
 	}
-	if pod.Network, err = s.networkUsage(box.ID, now); err != nil {
-		return nil, err
+	if total, err := s.podGroupStats(box, vms); err != nil {
+		s.Logger.WarnContext(ctx, "no statistics", "pod", podName(box.config), "err", err)
+	} else {
+		pod.Cpu = s.cpuUsage(box.ID, now, total)
+		pod.Memory = memoryUsage(now, total)
+		pod.Process = &runtimeapi.ProcessUsage{Timestamp: now.UnixNano(), ProcessCount: number(total.Processes)}
 	}
 	return &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{
@@ -80,15 +70,39 @@ func (s *Server) podStats(box sandbox) (*runtimeapi.PodSandboxStats, error) {
 			Annotations: box.config.GetAnnotations(),
 		},
 		Linux: pod,
-	}, nil
+	}
 }
 
-func (s *Server) networkUsage(sandboxID string, now int64) (*runtimeapi.NetworkUsage, error) {
-	counters, err := s.Network.Stats(sandboxID)
-	if err != nil {
-		return nil, err
+// podGroupStats reads the pod's control group, which goes on counting when a VM is
+// restarted. Where kubelet has made none for the pod alone, as for pods that people
+// make by hand, it is that of the pod's VM.
+func (s *Server) podGroupStats(box sandbox, vms []container) (cgroup.Stats, error) {
+	if parent := cgroup.Parent(box.config.GetLinux().GetCgroupParent()); isOfPod(parent, box.config.GetMetadata().GetUid()) {
+		return cgroup.Read(parent)
 	}
-	usage := &runtimeapi.NetworkUsage{Timestamp: now}
+	for _, vm := range vms {
+		if vm.Running() {
+			return cgroup.Read(s.cgroupOf(box, vm.ID))
+		}
+	}
+	return cgroup.Stats{}, nil
+}
+
+// isOfPod tells whether a group is named after the pod, as kubelet names it; systemd's
+// names have no dashes to spare.
+func isOfPod(group, uid string) bool {
+	name := strings.TrimSuffix(path.Base(group), ".slice")
+	return uid != "" && (strings.HasSuffix(name, "pod"+uid) || strings.HasSuffix(name, "pod"+strings.ReplaceAll(uid, "-", "_")))
+}
+
+// networkUsage is nil when the pod has lost its network.
+func (s *Server) networkUsage(ctx context.Context, box sandbox, now time.Time) *runtimeapi.NetworkUsage {
+	counters, err := s.Network.Stats(box.ID)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "no statistics", "pod", podName(box.config), "err", err)
+		return nil
+	}
+	usage := &runtimeapi.NetworkUsage{Timestamp: now.UnixNano()}
 	for i, counter := range counters {
 		nic := &runtimeapi.NetworkInterfaceUsage{
 			Name:    counter.Name,
@@ -101,5 +115,5 @@ func (s *Server) networkUsage(sandboxID string, now int64) (*runtimeapi.NetworkU
 		}
 		usage.Interfaces = append(usage.Interfaces, nic)
 	}
-	return usage, nil
+	return usage
 }

@@ -29,6 +29,12 @@ type Network interface {
 	Sweep(ctx context.Context, live map[string]bool) error
 }
 
+// Guests asks what is inside of a running VM, and may never get an answer.
+type Guests interface {
+	AgentCommand(ctx context.Context, uuid, command string) (string, error)
+	Stats(ctx context.Context, uuid string) (libvirttools.Stats, error)
+}
+
 // Domains runs VMs: libvirt, behind its shim.
 type Domains interface {
 	Check(ctx context.Context) (libvirttools.Info, error)
@@ -40,7 +46,7 @@ type Domains interface {
 	State(ctx context.Context, uuid string) (libvirttools.State, error)
 	Owned(ctx context.Context) ([]libvirttools.OwnedDomain, error)
 	Watch(ctx context.Context, handle func(libvirttools.Event)) error
-	AgentCommand(ctx context.Context, uuid, command string) (string, error)
+	Guests
 }
 
 // Images holds the disk images that VMs boot from.
@@ -110,6 +116,7 @@ type Server struct {
 	locks    *keyedMutex
 	exits    *exits
 	events   *eventHub
+	rates    *rates
 	consoles *consoles
 	access   access
 	counters *counters
@@ -133,6 +140,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		locks:    newKeyedMutex(),
 		exits:    newExits(),
 		events:   newEventHub(),
+		rates:    newRates(),
 		consoles: consoles,
 		counters: counters,
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/ambipod/ambipod/pkg/annotations"
 	"github.com/ambipod/ambipod/pkg/failpoint"
@@ -104,7 +103,7 @@ func (s *Server) destroyVM(ctx context.Context, vm container) error {
 	}
 	failpoint.Hit("RemoveContainer/image-released")
 	// libvirt keeps its log of a domain for ever, and no domain comes twice.
-	if err := os.Remove(filepath.Join(s.DomainLogs, domainName(vm)+".log")); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(s.domainLog(vm)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove libvirt's log of VM %s: %w", vm.ID, err)
 	}
 	failpoint.Hit("RemoveContainer/log-removed")

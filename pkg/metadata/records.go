@@ -51,6 +51,9 @@ type Container struct {
 	ExitCode    int32     `json:"exitCode,omitempty"`
 	Reason      string    `json:"reason,omitempty"`  // one word, as kubelet shows it: Completed, Error, OOMKilled …
 	Message     string    `json:"message,omitempty"` // one sentence for people
+	Reboots     uint64    `json:"reboots,omitempty"` // of the guest by itself, as far as they were seen
+	RebootedAt  time.Time `json:"rebootedAt,omitzero"`
+	Panicked    bool      `json:"panicked,omitempty"` // the guest's kernel said so
 	Removing    bool      `json:"removing,omitempty"`
 }
 

@@ -1,0 +1,119 @@
+package criserver
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/ambipod/ambipod/pkg/libvirttools"
+	"github.com/ambipod/ambipod/pkg/metadata"
+)
+
+// Exit codes of VMs that did not power themselves off; a shell's for a process that
+// was killed, and one that no process chooses for the rest.
+const (
+	exitKilled  = 137
+	exitCrashed = 134
+	exitUnknown = 255
+)
+
+// consoleTail is how much of a console is searched for what a dying kernel said.
+const consoleTail = 16 << 10
+
+// kernelPanic begins the line that Linux dies with.
+const kernelPanic = "Kernel panic"
+
+// verdict is how a VM ended, in kubelet's terms.
+type verdict struct {
+	at      time.Time
+	code    int32
+	reason  string // one word
+	message string // one sentence
+}
+
+// noteGuest records what a guest did that does not end its VM, or not yet.
+func (s *Server) noteGuest(ctx context.Context, event libvirttools.Event) error {
+	records, err := s.Records.Containers.List()
+	if err != nil {
+		return err
+	}
+	for _, record := range records {
+		if record.DomainUUID != event.UUID || !record.Running() {
+			continue
+		}
+		updated, err := s.Records.Containers.Update(record.ID, func(r *metadata.Container) error {
+			if event.Kind == libvirttools.KindCrashed {
+				r.Panicked = true
+			} else {
+				r.Reboots++
+				r.RebootedAt = event.At
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		s.counters.guests.WithLabelValues(string(event.Kind)).Inc()
+		s.Logger.InfoContext(ctx, "guest has "+string(event.Kind), "container", record.ID, "reboots", updated.Reboots)
+	}
+	return nil
+}
+
+// judge finds out when and why a VM ended, from libvirt's memory and, where that is
+// gone with a libvirtd that was restarted, from its log.
+func (s *Server) judge(ctx context.Context, vm container, state libvirttools.State) verdict {
+	end, err := libvirttools.ReadEnd(s.domainLog(vm))
+	if err != nil {
+		s.Logger.WarnContext(ctx, "no last words", "container", vm.ID, "err", err)
+	}
+	if state.Reason == libvirttools.ReasonUnknown || state.Reason == "" {
+		state.Reason = end.Reason
+	}
+	v := verdict{at: time.Now()}
+	if end.At.After(vm.StartedAt) && end.At.Before(v.at) {
+		v.at = end.At
+	}
+	switch {
+	case vm.Panicked:
+		v.code, v.reason, v.message = exitCrashed, "GuestPanicked", "the guest's kernel panicked"
+		if words := panicWords(s.Layout.VM(vm.ID).ConsoleLog()); words != "" {
+			v.message += ": " + words
+		}
+	case state.Reason == libvirttools.ReasonShutdown:
+		v.reason = "Completed"
+	case state.Reason == libvirttools.ReasonDestroyed:
+		v.code, v.reason, v.message = exitKilled, "Error", "the VM was switched off"
+	case state.Reason == libvirttools.ReasonCrashed:
+		v.code, v.reason, v.message = exitCrashed, "Error", "QEMU died or was killed"
+		if end.Words != "" {
+			v.message += ", its last words: " + end.Words
+		}
+	default:
+		v.code, v.reason, v.message = exitUnknown, "Error", fmt.Sprintf("the VM ended while nobody looked; libvirt gives the reason %q", state.Reason)
+	}
+	return v
+}
+
+// panicWords is the last line of a console that tells of a kernel panic. The guest
+// writes there what it likes: the line is quoted and nothing depends on it.
+func panicWords(console string) string {
+	data, err := os.ReadFile(console)
+	if err != nil {
+		return ""
+	}
+	text := string(data[max(0, len(data)-consoleTail):])
+	at := strings.LastIndex(text, kernelPanic)
+	if at < 0 {
+		return ""
+	}
+	line, _, _ := strings.Cut(text[at:], "\n")
+	return libvirttools.LastWords([]string{line})
+}
+
+// domainLog is where libvirtd logs what it does with a VM, and what QEMU says.
+func (s *Server) domainLog(vm container) string {
+	return filepath.Join(s.DomainLogs, domainName(vm)+".log")
+}
