@@ -78,7 +78,7 @@ VMs outlive vmruntime: stop it, restart it, upgrade it while they run.`,
 	})
 	s.addFlags(command.Flags())
 	command.Flags().AddGoFlagSet(flag.CommandLine) // glog's
-	command.AddCommand(newShare(), newNodeLabels())
+	command.AddCommand(newTPM(), newShare(), newNodeLabels())
 	return command
 }
 
@@ -91,6 +91,7 @@ type settings struct {
 	emulator           string
 	wrapper            string
 	virtiofsd          string
+	swtpm              string
 	guestHelper        string
 	streamAddress      string
 	statusAddress      string
@@ -117,6 +118,7 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.streamAddress, "stream-address", "127.0.0.1:0", "loopback address and port for exec, attach and port-forward; port 0 chooses one")
 	flags.StringVar(&s.statusAddress, "status-address", "", "where to show metrics, health and progress over HTTP: HOST:PORT, unix:/PATH or off (default unix:RUN-DIR/vmruntime-status.sock)")
 	flags.StringVar(&s.virtiofsd, "virtiofsd", "/usr/lib/qemu/virtiofsd", "server of the folders that VMs share with this machine")
+	flags.StringVar(&s.swtpm, "swtpm", "/usr/bin/swtpm", "emulator of the TPMs of VMs that have one")
 	flags.StringVar(&s.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "folder of the CNI configuration, the first file by name counts")
 	flags.StringSliceVar(&s.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "folders of CNI plugins")
 	flags.StringVar(&s.accelerator, "accelerator", "auto", "auto, kvm or tcg; auto tries KVM out and falls back to software emulation")

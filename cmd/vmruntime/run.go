@@ -97,7 +97,8 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 	server, err := criserver.New(ctx, criserver.Options{
 		Layout: s.layout, Records: records, Images: images, Network: networks, Domains: domains, Grants: descriptors,
 		Shares: shareServer(s.virtiofsd, qemu.User),
-		Accel:  choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, DomainLogs: s.domainLogs, Wrapper: s.wrapper,
+		TPMs:   tpmServer(s.swtpm, qemu.User), Machines: domains,
+		Accel: choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, DomainLogs: s.domainLogs, Wrapper: s.wrapper,
 		LibvirtURI: s.libvirtURI, StatusAddress: s.statusAddress,
 		StreamAddress: s.streamAddress, GuestHelper: s.guestHelper,
 		QEMUUser: qemu.User, Version: version, Logger: logger,

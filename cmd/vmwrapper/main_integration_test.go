@@ -69,7 +69,7 @@ func serve(t *testing.T, o fdserver.Options, key string, admitted chan<- int) {
 	ns := filepath.Join(t.TempDir(), "ns")
 	must(t, netns.Create(ns))
 	t.Cleanup(func() { must(t, netns.Remove(ns)) })
-	must(t, netns.Do(ns, func() error { return tap.Create("tap0") }))
+	must(t, netns.Do(ns, func() error { return tap.Create("tap0", true) }))
 	o.Logger = slog.New(slog.DiscardHandler)
 	s, err := fdserver.Listen(t.Context(), o)
 	must(t, err)
@@ -80,13 +80,13 @@ func serve(t *testing.T, o fdserver.Options, key string, admitted chan<- int) {
 	s.Grant(key, fdserver.Grant{
 		NICs:  []fdproto.NIC{{MAC: "02:00:00:00:00:01", MTU: 1450}},
 		Admit: func(pid int) error { admitted <- pid; return nil },
-		Taps: func(context.Context) (files []*os.File, err error) {
+		Taps: func(context.Context) (taps [][]*os.File, err error) {
 			err = netns.Do(ns, func() error {
-				f, err := tap.Open("tap0")
-				files = []*os.File{f}
+				files, err := tap.Open("tap0", true, 2)
+				taps = [][]*os.File{files}
 				return err
 			})
-			return files, err
+			return taps, err
 		},
 	})
 }
@@ -130,8 +130,8 @@ func TestBecomesQEMU(t *testing.T) {
 	if pid := <-admitted; pid != cmd.Process.Pid {
 		t.Errorf("admitted process %d, QEMU is %d", pid, cmd.Process.Pid)
 	}
-	for _, c := range []string{"qmp_capabilities", "query-rx-filter", "query-pci", "quit"} {
-		_, err := stdin.Write([]byte(`{"execute":"` + c + `"}`))
+	for _, c := range []string{`"qmp_capabilities"`, `"query-rx-filter"`, `"query-pci"`, `"human-monitor-command","arguments":{"command-line":"info network"}`, `"quit"`} {
+		_, err := stdin.Write([]byte(`{"execute":` + c + `}`))
 		must(t, err)
 	}
 	var replies strings.Builder
@@ -143,7 +143,7 @@ func TestBecomesQEMU(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("QEMU: %v\n%s", err, stderr.String())
 	}
-	for _, want := range []string{`"main-mac": "02:00:00:00:00:01"`, `"slot": 16`, `"qdev_id": "ambipod-nic0"`} {
+	for _, want := range []string{`"main-mac": "02:00:00:00:00:01"`, `"slot": 16`, `"qdev_id": "ambipod-nic0"`, `ambipod-net0: index=1,type=tap`} {
 		if !strings.Contains(replies.String(), want) {
 			t.Errorf("QEMU does not say %s:\n%s\n%s", want, replies.String(), stderr.String())
 		}

@@ -24,7 +24,7 @@ const Domain = "vm.ambipod.io/"
 // Settings is what the annotations of a pod ask for; zero values ask for nothing.
 type Settings struct {
 	VCPUs         int    // number of virtual CPUs, 0 for as many as the CPU limit needs
-	DiskBus       string // scsi or virtio
+	DiskBus       string // scsi, virtio or sata
 	RootSize      int64  // bytes of the root disk, 0 for the image's size
 	ReplaceRoot   bool   // a persistent root that was made from another image may be lost
 	SystemUUID    string // SMBIOS system UUID, "" for a random one
@@ -35,6 +35,8 @@ type Settings struct {
 	ForceDHCP     bool // no network configuration for cloud-init: the guest must ask by DHCP
 	TargetRuntime string
 
+	InstanceID        string // of cloud-init, "" for one that follows the pod's UID
+	NetworkConfigV1   bool   // cloud-init's network configuration is of version 1
 	Datasource        string // of cloud-init: nocloud or configdrive
 	UserDataSource    Source // of user-data, under what UserData says
 	UserDataKey       string // which entry of UserDataSource is all of the user-data, "" for a mapping of all entries
@@ -47,6 +49,16 @@ type Settings struct {
 	CPUModel string
 	CPU      *CPU // in place of CPUModel
 	Screen   bool
+
+	Machine      string // pc or q35, "" for the usual one
+	Firmware     string // bios, uefi or uefi-secure
+	TPM          bool
+	Watchdog     string // what it does, "" for none
+	LocalTime    bool   // the clock shows the node's local time
+	SerialNumber string // of the machine, "" for a derived one
+
+	NICModel  string // virtio, e1000, e1000e or rtl8139
+	NICQueues int    // of each network card, 0 for as many as there are CPUs to use them
 
 	IngressBandwidth int64 // bit/s towards the guest, 0 for no limit
 	EgressBandwidth  int64 // bit/s from the guest, 0 for no limit
@@ -66,7 +78,7 @@ type Annotation struct {
 
 // Parse reads a pod's annotations.
 func Parse(pod map[string]string) (Settings, error) {
-	settings := Settings{DiskBus: busSCSI, Datasource: "nocloud"}
+	settings := Settings{DiskBus: busSCSI, Datasource: "nocloud", Firmware: FirmwareBIOS, NICModel: NICVirtio}
 	known := map[string]bool{}
 	for _, a := range Table {
 		known[a.Name] = true
@@ -104,6 +116,10 @@ func (s Settings) check() error {
 		return fmt.Errorf("annotation %s needs %s beside it: %w", Domain+"user-data-source-key", Domain+"user-data-source", errdefs.ErrInvalidArgument)
 	case s.CPU != nil && s.CPUModel != "":
 		return exclude("cpu-model", "libvirt-cpu-setting")
+	case s.Firmware == FirmwareSecure && s.Machine == machinePC:
+		return fmt.Errorf("annotation %s: the firmware %s needs the machine %s: %w", Domain+"machine", FirmwareSecure, machineQ35, errdefs.ErrInvalidArgument)
+	case s.NICQueues > 1 && s.NICModel != NICVirtio:
+		return fmt.Errorf("annotation %s: a network card of the model %s has one queue: %w", Domain+"nic-queues", s.NICModel, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

@@ -17,8 +17,8 @@ func TestParse(t *testing.T) {
 		pod  map[string]string
 		want Settings
 	}{
-		{"nothing", nil, Settings{DiskBus: "scsi", Datasource: "nocloud"}},
-		{"annotations of others", map[string]string{"example.com/x": "y", "kubernetes.io/config.source": "file"}, Settings{DiskBus: "scsi", Datasource: "nocloud"}},
+		{"nothing", nil, Settings{Firmware: "bios", NICModel: "virtio", DiskBus: "scsi", Datasource: "nocloud"}},
+		{"annotations of others", map[string]string{"example.com/x": "y", "kubernetes.io/config.source": "file"}, Settings{Firmware: "bios", NICModel: "virtio", DiskBus: "scsi", Datasource: "nocloud"}},
 		{
 			"canonical names",
 			map[string]string{
@@ -26,7 +26,7 @@ func TestParse(t *testing.T) {
 				Domain + "disk-bus": "virtio", Domain + "ssh-keys": "ssh-ed25519 A a\n\nssh-ed25519 B b\n", Domain + "force-dhcp": "true",
 			},
 			Settings{
-				TargetRuntime: "vm", VCPUs: 2, RootSize: 1 << 30, DiskBus: "virtio",
+				Firmware: "bios", NICModel: "virtio", TargetRuntime: "vm", VCPUs: 2, RootSize: 1 << 30, DiskBus: "virtio",
 				SSHKeys: []string{"ssh-ed25519 A a", "ssh-ed25519 B b"}, ForceDHCP: true, Datasource: "nocloud",
 			},
 		},
@@ -36,7 +36,7 @@ func TestParse(t *testing.T) {
 				"kubernetes.io/target-runtime": "virtlet.cloud", "VirtletVCPUCount": "3",
 				"VirtletSystemUUID": "53008994-44C0-4017-AD44-9C49758083DA", "VirtletDiskDriver": "scsi",
 			},
-			Settings{TargetRuntime: "virtlet.cloud", VCPUs: 3, DiskBus: "scsi", Datasource: "nocloud", SystemUUID: "53008994-44c0-4017-ad44-9c49758083da"},
+			Settings{Firmware: "bios", NICModel: "virtio", TargetRuntime: "virtlet.cloud", VCPUs: 3, DiskBus: "scsi", Datasource: "nocloud", SystemUUID: "53008994-44c0-4017-ad44-9c49758083da"},
 		},
 		{
 			"data from volumes",
@@ -46,26 +46,38 @@ func TestParse(t *testing.T) {
 				"VirtletChown9pfsMounts": "true", Domain + "config-volumes": "mount",
 			},
 			Settings{
-				DiskBus: "scsi", Datasource: "configdrive", UserDataSource: Source{Kind: "configmap", Volume: "data"}, UserDataKey: "script",
+				Firmware: "bios", NICModel: "virtio", DiskBus: "scsi", Datasource: "configdrive", UserDataSource: Source{Kind: "configmap", Volume: "data"}, UserDataKey: "script",
 				UserDataBase64: true, SSHKeySource: Source{Kind: "secret", Volume: "keys", Key: "mine"}, FilesSource: Source{Path: "/etc/files"}, MountConfig: true,
 			},
 		},
 		{
 			"a processor in libvirt's terms",
 			map[string]string{"VirtletLibvirtCPUSetting": "mode: custom\nmodel:\n  value: core2duo\n  fallback: forbid\nfeatures:\n- policy: disable\n  name: vmx\n"},
-			Settings{DiskBus: "scsi", Datasource: "nocloud", CPU: &CPU{
+			Settings{Firmware: "bios", NICModel: "virtio", DiskBus: "scsi", Datasource: "nocloud", CPU: &CPU{
 				Mode: "custom", Model: CPUModel{Value: "core2duo", Fallback: "forbid"}, Features: []CPUFeature{{Policy: "disable", Name: "vmx"}},
 			}},
 		},
 		{
+			"another machine",
+			map[string]string{
+				Domain + "machine": "q35", Domain + "firmware": "uefi-secure", Domain + "tpm": "2.0", Domain + "watchdog": "reset", Domain + "clock": "localtime",
+				Domain + "serial-number": "a-7", Domain + "nic-model": "e1000", Domain + "nic-queues": "1", Domain + "disk-bus": "sata",
+				Domain + "instance-id": "db", Domain + "network-config": "v1",
+			},
+			Settings{
+				Machine: "q35", Firmware: "uefi-secure", TPM: true, Watchdog: "reset", LocalTime: true, SerialNumber: "a-7", NICModel: "e1000", NICQueues: 1,
+				DiskBus: "sata", Datasource: "nocloud", InstanceID: "db", NetworkConfigV1: true,
+			},
+		},
+		{
 			"both names, same value",
 			map[string]string{Domain + "vcpu-count": "2", "VirtletVCPUCount": "2"},
-			Settings{VCPUs: 2, DiskBus: "scsi", Datasource: "nocloud"},
+			Settings{Firmware: "bios", NICModel: "virtio", VCPUs: 2, DiskBus: "scsi", Datasource: "nocloud"},
 		},
 		{
 			"both spellings of the routing annotation",
 			map[string]string{Domain + "target-runtime": "vm", "kubernetes.io/target-runtime": "virtlet.cloud"},
-			Settings{TargetRuntime: "vm", DiskBus: "scsi", Datasource: "nocloud"},
+			Settings{Firmware: "bios", NICModel: "virtio", TargetRuntime: "vm", DiskBus: "scsi", Datasource: "nocloud"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -90,7 +102,7 @@ func TestParseRefuses(t *testing.T) {
 		{"no CPU", map[string]string{Domain + "vcpu-count": "0"}, []string{"not between 1 and 255"}},
 		{"too many CPUs, by alias", map[string]string{"VirtletVCPUCount": "256"}, []string{"VirtletVCPUCount", "256"}},
 		{"a negative size", map[string]string{Domain + "root-volume-size": "-1Gi"}, []string{"root-volume-size", "-1Gi"}},
-		{"an unknown bus", map[string]string{"VirtletDiskDriver": "ide"}, []string{"ide", "`scsi` or `virtio`"}},
+		{"an unknown bus", map[string]string{"VirtletDiskDriver": "ide"}, []string{"ide", "`scsi`, `virtio` or `sata`"}},
 		{"a broken UUID", map[string]string{Domain + "system-uuid": "123"}, []string{"123", "UUID"}},
 		{"user-data that is a list", map[string]string{Domain + "user-data": "- a\n"}, []string{"user-data", "YAML mapping"}},
 		{"a script without #!", map[string]string{Domain + "user-data-script": "echo"}, []string{"#!"}},
@@ -100,6 +112,13 @@ func TestParseRefuses(t *testing.T) {
 		{"a key where none can be", map[string]string{Domain + "user-data-source": "secret/a/b"}, []string{"secret/a/b"}},
 		{"a key without its source", map[string]string{Domain + "user-data-source-key": "a"}, []string{"user-data-source beside it"}},
 		{"a topology of the pod's own", map[string]string{"VirtletLibvirtCPUSetting": "topology: {cores: 4}"}, []string{"topology", "`mode`"}},
+		{"secure boot on an old machine", map[string]string{Domain + "firmware": "uefi-secure", Domain + "machine": "pc"}, []string{"machine", "q35"}},
+		{"queues of an old card", map[string]string{Domain + "nic-model": "e1000", Domain + "nic-queues": "2"}, []string{"nic-queues", "e1000"}},
+		{"an unknown way to choose a processor", map[string]string{"VirtletLibvirtCPUSetting": "mode: warp"}, []string{"warp", "host-model"}},
+		{"a processor that cannot be", map[string]string{"VirtletLibvirtCPUSetting": "model: {value: 'a,b'}"}, []string{"a,b"}},
+		{"a feature without a name", map[string]string{"VirtletLibvirtCPUSetting": "features: [{policy: force}]"}, []string{"force"}},
+		{"an unknown policy", map[string]string{"VirtletLibvirtCPUSetting": "features: [{policy: hide, name: vmx}]"}, []string{"hide", "disable"}},
+		{"a key without its kind", map[string]string{"VirtletSSHKeys": "AAAA"}, []string{"AAAA", "authorized_keys"}},
 		{"two processors", map[string]string{Domain + "cpu-model": "maximum", "VirtletLibvirtCPUSetting": "mode: maximum"}, []string{"cpu-model", "exclude"}},
 		{"an unknown datasource", map[string]string{"VirtletCloudInitImageType": "ec2"}, []string{"ec2", "`configdrive`"}},
 		{"contradicting names", map[string]string{Domain + "vcpu-count": "1", "VirtletVCPUCount": "2"}, []string{`"1"`, `"2"`, "remove one"}},

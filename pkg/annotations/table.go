@@ -18,13 +18,16 @@ const (
 	targetRuntime = Domain + "target-runtime"
 	busSCSI       = "scsi"
 	busVirtio     = "virtio"
+	busSATA       = "sata"
 
 	// maxVCPUs is what the machine type pc takes in QEMU.
 	maxVCPUs = 255
 )
 
 // Table is every annotation that Ambipod knows, in the order of the documentation.
-var Table = []Annotation{
+var Table = slices.Concat(general, machine)
+
+var general = []Annotation{
 	{
 		Name: targetRuntime, Alias: "kubernetes.io/target-runtime",
 		Allowed: "`vm` (and, under the alias, `vm.ambipod.io` and `virtlet.cloud`)", Default: "the pod is a container pod",
@@ -56,9 +59,10 @@ var Table = []Annotation{
 	},
 	{
 		Name: Domain + "disk-bus", Alias: "VirtletDiskDriver",
-		Allowed: "`scsi` or `virtio`", Default: "`scsi`",
-		Doc:   "How the guest sees its disks: virtio-scsi (`/dev/sd*`) or virtio-blk (`/dev/vd*`).",
-		parse: oneOf(func(s *Settings) *string { return &s.DiskBus }, busSCSI, busVirtio),
+		Allowed: "`scsi`, `virtio` or `sata`", Default: "`scsi`",
+		Doc: "How the guest sees its disks: virtio-scsi (`/dev/sd*`), virtio-blk (`/dev/vd*`) or, for guests without virtio such as a Windows " +
+			"that has just been installed, SATA, which holds four disks beside the root disk.",
+		parse: oneOf(func(s *Settings) *string { return &s.DiskBus }, busSCSI, busVirtio, busSATA),
 	},
 	{
 		Name: Domain + "system-uuid", Alias: "VirtletSystemUUID",
@@ -76,9 +80,13 @@ var Table = []Annotation{
 		Doc: "SSH keys that cloud-init gives to the image's default user.",
 		parse: func(s *Settings, value string) error {
 			for line := range strings.Lines(value) {
-				if line = strings.TrimSpace(line); line != "" {
-					s.SSHKeys = append(s.SSHKeys, line)
+				if line = strings.TrimSpace(line); line == "" {
+					continue
 				}
+				if len(strings.Fields(line)) < 2 || strings.ContainsAny(line, "\r\x00") { // a kind and a key
+					return errors.New("has a line that is no public key")
+				}
+				s.SSHKeys = append(s.SSHKeys, line)
 			}
 			return nil
 		},
@@ -170,6 +178,29 @@ var Table = []Annotation{
 		parse: truth(func(*Settings) *bool { return new(bool) }),
 	},
 	{
+		Name:    Domain + "instance-id",
+		Allowed: "up to 255 letters, digits and `._:-`", Default: "`pod-` and the pod's UID",
+		Doc: "By what cloud-init tells instances apart: it does its work of the first boot when this differs from the last boot's. With the default " +
+			"that is so for each new pod; give a name that stays to keep a persistent root disk as it was left.",
+		parse: func(s *Settings, value string) error {
+			s.InstanceID = value
+			if !instanceID.MatchString(value) {
+				return errors.New("is no instance ID")
+			}
+			return nil
+		},
+	},
+	{
+		Name:    Domain + "network-config",
+		Allowed: "`v1` or `v2`", Default: "`v2`",
+		Doc: "Version of the network configuration for cloud-init's NoCloud. Version 1 is for guests with a cloud-init before 18.1 and cannot " +
+			"say the metrics of routes. A config drive has a format of its own.",
+		parse: func(s *Settings, value string) error {
+			s.NetworkConfigV1 = value == "v1"
+			return among(value, "v1", "v2")
+		},
+	},
+	{
 		Name: Domain + "meta-data", Alias: "VirtletCloudInitMetaData",
 		Allowed: "a YAML or JSON mapping", Default: "none",
 		Doc:   "cloud-init meta-data; its keys override generated ones such as `local-hostname` and `instance-id`.",
@@ -193,7 +224,13 @@ var Table = []Annotation{
 		Allowed: "`host-model`, `host-passthrough`, `maximum` or a name from libvirt's CPU map such as `Skylake-Server`; the first two need KVM",
 		Default: "`host-passthrough` with KVM, `Nehalem` under software emulation",
 		Doc:     "The processor that the guest sees.",
-		parse:   func(s *Settings, value string) error { s.CPUModel = value; return nil },
+		parse: func(s *Settings, value string) error {
+			s.CPUModel = value
+			if !cpuModel.MatchString(value) {
+				return errors.New("is no such name")
+			}
+			return nil
+		},
 	},
 	{
 		Name: Domain + "libvirt-cpu-setting", Alias: "VirtletLibvirtCPUSetting",

@@ -33,7 +33,7 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	if err := s.clearUnfinished(ctx, box.ID); err != nil {
 		return nil, err
 	}
-	plan, err := s.planVM(box, req.GetConfig())
+	plan, err := s.planVM(ctx, box, req.GetConfig())
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ type vmPlan struct {
 }
 
 // planVM checks everything that can be checked without making anything.
-func (s *Server) planVM(box sandbox, config *runtimeapi.ContainerConfig) (vmPlan, error) {
+func (s *Server) planVM(ctx context.Context, box sandbox, config *runtimeapi.ContainerConfig) (vmPlan, error) {
 	if box.State != metadata.SandboxReady {
 		return vmPlan{}, fmt.Errorf("sandbox %s of pod %s is not ready: %w", box.ID, podName(box.config), errdefs.ErrFailedPrecondition)
 	}
@@ -99,7 +99,8 @@ func (s *Server) planVM(box sandbox, config *runtimeapi.ContainerConfig) (vmPlan
 	if err != nil {
 		return vmPlan{}, err
 	}
-	return vmPlan{settings, vmSize, image, found}, nil
+	plan := vmPlan{settings, vmSize, image, found}
+	return plan, s.checkHardware(ctx, plan)
 }
 
 // checkOnlyVM refuses a second VM in a sandbox. An earlier one of the same name that

@@ -10,8 +10,10 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/pkg/annotations"
 	"github.com/ambipod/ambipod/pkg/cgroup"
 	"github.com/ambipod/ambipod/pkg/failpoint"
+	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
 	"github.com/ambipod/ambipod/pkg/network"
 	"github.com/ambipod/ambipod/pkg/network/fdproto"
@@ -68,10 +70,15 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	var steps undo
 	defer func() { steps.unwind(ctx, &err) }()
 
+	settings, err := annotations.Parse(box.config.GetAnnotations())
+	if err != nil {
+		return err
+	}
 	result, err := networkResult(box.Sandbox)
 	if err != nil {
 		return err
 	}
+	result.Queues = nicQueues(vm, settings)
 	if err := s.Network.Connect(ctx, box.ID, result); err != nil {
 		return err
 	}
@@ -83,13 +90,13 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	steps.push("stop reading the console", func(ctx context.Context) error { return s.consoles.finish(ctx, vm.ID) })
 
 	steps.push("end the control group", func(ctx context.Context) error { return cgroup.End(ctx, s.cgroupOf(box, vm.ID)) })
-	shares, err := s.serveShares(ctx, box, vm)
+	shares, err := s.startHelpers(ctx, box, vm, settings)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, shares.close()) }()
 
-	s.Grants.Grant(vm.FDKey, s.grant(box, vm, result))
+	s.Grants.Grant(vm.FDKey, s.grant(box, vm, settings, result))
 	failpoint.Hit("StartContainer/granted")
 	defer s.Grants.Revoke(vm.FDKey) // QEMU has what it needs once the domain runs
 	if err := s.Domains.Start(ctx, vm.DomainUUID); err != nil {
@@ -110,13 +117,15 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 
 // grant is what the VM's vmwrapper gets when it asks with its key: first it is moved
 // into the pod's control group, then it is given the taps.
-func (s *Server) grant(box sandbox, vm container, result *network.Result) fdserver.Grant {
+func (s *Server) grant(box sandbox, vm container, settings annotations.Settings, result *network.Result) fdserver.Grant {
 	grant := fdserver.Grant{
-		Taps:  func(ctx context.Context) ([]*os.File, error) { return s.Network.OpenTaps(ctx, box.ID, result) },
+		Taps:  func(ctx context.Context) ([][]*os.File, error) { return s.Network.OpenTaps(ctx, box.ID, result) },
 		Admit: func(pid int) error { return s.admit(box, vm, pid) },
 	}
 	for _, nic := range result.Interfaces {
-		grant.NICs = append(grant.NICs, fdproto.NIC{MAC: nic.MAC, MTU: nic.MTU})
+		grant.NICs = append(grant.NICs, fdproto.NIC{
+			MAC: nic.MAC, MTU: nic.MTU, Model: nicModel(settings), Bus: libvirttools.PCIBus(machineOf(settings)),
+		})
 	}
 	return grant
 }
@@ -144,13 +153,14 @@ func (s *Server) makeGroup(box sandbox, vm container) error {
 		return err
 	}
 	if box.config.GetLinux().GetOverhead().GetMemoryLimitInBytes() == 0 {
-		raised, err := cgroup.RaiseMemory(group, vm.MemoryBytes+qemuOverhead)
+		limit := leastLimit(vm, resources)
+		raised, err := cgroup.RaiseMemory(group, limit)
 		if err != nil {
 			return err
 		}
 		if raised {
 			s.Logger.Info("pod declares no overhead, raised its memory limit by QEMU's own need",
-				"pod", podName(box.config), "limit", vm.MemoryBytes+qemuOverhead)
+				"pod", podName(box.config), "limit", limit)
 		}
 	}
 	return nil

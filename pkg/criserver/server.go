@@ -14,6 +14,7 @@ import (
 	"github.com/ambipod/ambipod/pkg/metadata"
 	"github.com/ambipod/ambipod/pkg/network"
 	"github.com/ambipod/ambipod/pkg/network/fdserver"
+	"github.com/ambipod/ambipod/pkg/tpm"
 	"github.com/ambipod/ambipod/pkg/volumes"
 )
 
@@ -24,7 +25,7 @@ type Network interface {
 	Teardown(ctx context.Context, pod network.Pod) error
 	Connect(ctx context.Context, sandboxID string, result *network.Result) error
 	Disconnect(sandboxID string) error
-	OpenTaps(ctx context.Context, sandboxID string, result *network.Result) ([]*os.File, error)
+	OpenTaps(ctx context.Context, sandboxID string, result *network.Result) ([][]*os.File, error)
 	Stats(sandboxID string) ([]network.Counters, error)
 	Sweep(ctx context.Context, live map[string]bool) error
 }
@@ -72,6 +73,17 @@ type Shares interface {
 	Serve(ctx context.Context, share volumes.Share) (*volumes.Serving, error)
 }
 
+// Machines knows what VMs can be on this node.
+type Machines interface {
+	Abilities(ctx context.Context, emulator, accel, machine string) (libvirttools.Abilities, error)
+}
+
+// TPMs emulates the TPMs of VMs.
+type TPMs interface {
+	Check() error
+	Start(ctx context.Context, t tpm.TPM) error
+}
+
 // Options is what a Server is made of; every field is required unless it says
 // otherwise.
 type Options struct {
@@ -82,6 +94,9 @@ type Options struct {
 	Domains Domains
 	Grants  Grants
 	Shares  Shares
+	TPMs    TPMs
+
+	Machines Machines
 
 	Accel        string                  // libvirttools.AccelKVM or AccelTCG
 	AccelReason  string                  // why it was chosen, for people

@@ -17,6 +17,9 @@ const (
 	// their first line of output (2026-11, Debian's cloud kernel 6.1).
 	leastMemory = 64 << 20
 
+	// maxMemory is beyond what any machine has, and keeps sums of sizes from overflowing.
+	maxMemory = 1 << 46
+
 	// defaultPeriod is the kernel's CFS period in µs (cgroup v2, cpu.max).
 	defaultPeriod = 100_000
 
@@ -31,13 +34,20 @@ const (
 
 // size is how large a VM is.
 type size struct {
-	memory int64 // bytes
-	vcpus  int
+	memory    int64 // bytes
+	vcpus     int
+	pageBytes int64 // of the pages behind the memory; 0 for the node's usual ones
 }
 
 // sizeOf derives a VM's size from its container's limits and the pod's annotations.
 func sizeOf(resources *runtimeapi.LinuxContainerResources, settings annotations.Settings) (size, error) {
-	memory := resources.GetMemoryLimitInBytes()
+	pageBytes, memory, err := hugePagesOf(resources)
+	if err != nil {
+		return size{}, err
+	}
+	if memory == 0 {
+		memory = resources.GetMemoryLimitInBytes()
+	}
 	if memory == 0 {
 		memory = defaultMemory
 	}
@@ -49,7 +59,16 @@ func sizeOf(resources *runtimeapi.LinuxContainerResources, settings annotations.
 	if vcpus == 0 {
 		vcpus = cores(resources)
 	}
-	return size{memory: memory, vcpus: vcpus}, nil
+	return size{memory: memory, vcpus: vcpus, pageBytes: pageBytes}, nil
+}
+
+// leastLimit is the least memory that the pod of a VM must be allowed to use. Huge
+// pages are not counted there.
+func leastLimit(vm container, resources *runtimeapi.LinuxContainerResources) int64 {
+	if _, huge, err := hugePagesOf(resources); err == nil && huge > 0 {
+		return qemuOverhead
+	}
+	return vm.MemoryBytes + qemuOverhead
 }
 
 // cores rounds a CPU limit up to whole CPUs; 1 without a limit.

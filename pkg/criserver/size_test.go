@@ -16,14 +16,21 @@ func TestSizeOf(t *testing.T) {
 		settings  annotations.Settings
 		want      size
 	}{
-		{"no limits", nil, annotations.Settings{}, size{1 << 30, 1}},
-		{"memory limit", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 256 << 20}, annotations.Settings{}, size{256 << 20, 1}},
-		{"half a CPU", &runtimeapi.LinuxContainerResources{CpuQuota: 50000, CpuPeriod: 100000}, annotations.Settings{}, size{1 << 30, 1}},
-		{"two CPUs", &runtimeapi.LinuxContainerResources{CpuQuota: 200000, CpuPeriod: 100000}, annotations.Settings{}, size{1 << 30, 2}},
-		{"a bit over two CPUs", &runtimeapi.LinuxContainerResources{CpuQuota: 200001, CpuPeriod: 100000}, annotations.Settings{}, size{1 << 30, 3}},
-		{"quota without period", &runtimeapi.LinuxContainerResources{CpuQuota: 400000}, annotations.Settings{}, size{1 << 30, 4}},
-		{"unlimited quota", &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpuPeriod: 100000}, annotations.Settings{}, size{1 << 30, 1}},
-		{"annotation beats limit", &runtimeapi.LinuxContainerResources{CpuQuota: 400000}, annotations.Settings{VCPUs: 2}, size{1 << 30, 2}},
+		{"no limits", nil, annotations.Settings{}, size{memory: 1 << 30, vcpus: 1}},
+		{"memory limit", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 256 << 20}, annotations.Settings{}, size{memory: 256 << 20, vcpus: 1}},
+		{"half a CPU", &runtimeapi.LinuxContainerResources{CpuQuota: 50000, CpuPeriod: 100000}, annotations.Settings{}, size{memory: 1 << 30, vcpus: 1}},
+		{"two CPUs", &runtimeapi.LinuxContainerResources{CpuQuota: 200000, CpuPeriod: 100000}, annotations.Settings{}, size{memory: 1 << 30, vcpus: 2}},
+		{"a bit over two CPUs", &runtimeapi.LinuxContainerResources{CpuQuota: 200001, CpuPeriod: 100000}, annotations.Settings{}, size{memory: 1 << 30, vcpus: 3}},
+		{"quota without period", &runtimeapi.LinuxContainerResources{CpuQuota: 400000}, annotations.Settings{}, size{memory: 1 << 30, vcpus: 4}},
+		{"unlimited quota", &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpuPeriod: 100000}, annotations.Settings{}, size{memory: 1 << 30, vcpus: 1}},
+		{
+			"huge pages", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 256 << 20, HugepageLimits: []*runtimeapi.HugepageLimit{
+				{PageSize: "1GB"}, {PageSize: "2MB", Limit: 128 << 20},
+			}},
+			annotations.Settings{},
+			size{memory: 128 << 20, vcpus: 1, pageBytes: 2 << 20},
+		},
+		{"annotation beats limit", &runtimeapi.LinuxContainerResources{CpuQuota: 400000}, annotations.Settings{VCPUs: 2}, size{memory: 1 << 30, vcpus: 2}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := sizeOf(c.resources, c.settings)

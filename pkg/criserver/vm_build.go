@@ -123,9 +123,9 @@ func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Dom
 	files := s.Layout.VM(vm.ID)
 	disks := []libvirttools.Disk{
 		s.rootDisk(vm, plan),
-		{Path: files.ConfigDisk(), Format: libvirttools.FormatRaw, CDROM: true, ReadOnly: true, Serial: "config"},
+		{Path: files.ConfigDisk(), Format: libvirttools.FormatRaw, CDROM: true, ReadOnly: true, Serial: "config", Bus: configBus(plan.settings)},
 	}
-	return libvirttools.Domain{
+	domain := libvirttools.Domain{
 		UUID:        vm.DomainUUID,
 		Name:        domainName(vm),
 		Title:       podName(box.config),
@@ -152,6 +152,8 @@ func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Dom
 		DisableFeatures: s.HideFeatures,
 		Screen:          plan.settings.Screen,
 	}
+	describeHardware(&domain, files, box, plan)
+	return domain
 }
 
 // libvirtCPU translates a pod's wish; libvirt judges its words.

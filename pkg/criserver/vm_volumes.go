@@ -210,15 +210,12 @@ func (v guestVolumes) libvirtDisks(bus string) []libvirttools.Disk {
 // servings are the servers of a VM's folders that were started for it.
 type servings []*volumes.Serving
 
-// serveShares starts the servers of a VM's folders, in the VM's control group. They
-// end with QEMU; its caller ends the group if QEMU does not come to run.
-func (s *Server) serveShares(ctx context.Context, box sandbox, vm container) (_ servings, err error) {
-	settings, err := annotations.Parse(box.config.GetAnnotations())
-	if err != nil {
-		return nil, err
-	}
+// startHelpers starts the processes that QEMU needs beside it, in the VM's control
+// group: the servers of the VM's folders, and its TPM. They end with QEMU; its caller
+// ends the group if QEMU does not come to run.
+func (s *Server) startHelpers(ctx context.Context, box sandbox, vm container, settings annotations.Settings) (_ servings, err error) {
 	found, err := volumesOf(vm.config, settings.MountConfig)
-	if err != nil || len(found.shares) == 0 {
+	if err != nil || len(found.shares) == 0 && !settings.TPM {
 		return nil, err
 	}
 	group := s.cgroupOf(box, vm.ID)
@@ -227,6 +224,9 @@ func (s *Server) serveShares(ctx context.Context, box sandbox, vm container) (_ 
 		return nil, err
 	}
 	if err := s.makeGroup(box, vm); err != nil {
+		return nil, err
+	}
+	if err := s.startTPM(ctx, box, vm, settings); err != nil {
 		return nil, err
 	}
 	var started servings

@@ -91,6 +91,15 @@ func (v VM) RootDisk() string { return filepath.Join(v.Dir, "root.qcow2") }
 // ConfigDisk is the cloud-init ISO image.
 func (v VM) ConfigDisk() string { return filepath.Join(v.Dir, "config.iso") }
 
+// FirmwareVariables is what the UEFI firmware of the VM remembers, written by QEMU.
+func (v VM) FirmwareVariables() string { return filepath.Join(v.Dir, "firmware.vars") }
+
+// TPMState is the folder in which the VM's TPM keeps what the guest trusts to it.
+func (v VM) TPMState() string { return filepath.Join(v.Dir, "tpm") }
+
+// TPMSocket is where the VM's TPM waits for QEMU.
+func (v VM) TPMSocket() string { return filepath.Join(v.RunDir, "tpm.sock") }
+
 // ConsoleLog is the raw serial output, written and rotated by virtlogd.
 func (v VM) ConsoleLog() string { return filepath.Join(v.Dir, "console.log") }
 

@@ -30,9 +30,12 @@ func (c *Client) CheckEmulator(ctx context.Context, emulator, accel string) erro
 type Abilities struct {
 	UEFI       bool `json:"uefi"`
 	SecureBoot bool `json:"secureBoot"` // with the machine type that was asked about
+
+	CPUModels []string `json:"-"` // names of processors that the emulator knows
 }
 
-// Abilities asks libvirtd which firmware it finds for a machine type. It looks anew
+// Abilities asks libvirtd which firmware it finds for a machine type, and which
+// processors the emulator knows. It looks anew
 // each time, so that what is installed later counts.
 func (c *Client) Abilities(ctx context.Context, emulator, accel, machine string) (Abilities, error) {
 	text, err := look(ctx, c, func(conn *libvirt.Connect) (string, error) {
@@ -49,12 +52,21 @@ func parseAbilities(text string) (Abilities, error) {
 	if err := found.Unmarshal(text); err != nil {
 		return Abilities{}, fmt.Errorf("read what libvirt says of its abilities: %w: %w", err, errdefs.ErrDataLoss)
 	}
-	if found.OS == nil {
-		return Abilities{}, nil
+	var able Abilities
+	if found.OS != nil {
+		able.UEFI = offers(found.OS.Enums, "firmware", "efi")
+		able.SecureBoot = able.UEFI && found.OS.Loader != nil && offers(found.OS.Loader.Enums, "secure", "yes")
 	}
-	able := Abilities{UEFI: offers(found.OS.Enums, "firmware", "efi")}
-	if found.OS.Loader != nil {
-		able.SecureBoot = able.UEFI && offers(found.OS.Loader.Enums, "secure", "yes")
+	if found.CPU == nil {
+		return able, nil
+	}
+	for _, mode := range found.CPU.Modes {
+		if mode.Name != "custom" {
+			continue
+		}
+		for _, model := range mode.Models {
+			able.CPUModels = append(able.CPUModels, model.Name)
+		}
 	}
 	return able, nil
 }

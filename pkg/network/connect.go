@@ -87,7 +87,7 @@ func makeDevices(r *Result) error {
 		return err
 	}
 	defer h.Close()
-	sink, err := ensureTap(h, r.NetNS, sinkName, 0)
+	sink, err := ensureTap(h, r.NetNS, tapDevice{name: sinkName})
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func join(h *netlink.Handle, r *Result, i int, sink netlink.Link) error {
 	if err != nil {
 		return fmt.Errorf("find it in %s: %w", r.NetNS, err)
 	}
-	tapLink, err := ensureTap(h, r.NetNS, tapName(i), iface.MTU)
+	tapLink, err := ensureTap(h, r.NetNS, tapDevice{tapName(i), iface.MTU, r.Queues > 1})
 	if err != nil {
 		return err
 	}
@@ -120,11 +120,20 @@ func join(h *netlink.Handle, r *Result, i int, sink netlink.Link) error {
 	return redirect.Apply(h, redirect.Pair{Interface: link, Tap: tapLink, Sink: sink}, guest)
 }
 
-// ensureTap returns the persistent tap of that name, made if absent, muted and up.
-func ensureTap(h *netlink.Handle, path, name string, mtu int) (netlink.Link, error) {
+// tapDevice is a tap as it is to be; many says that it has several queues.
+type tapDevice struct {
+	name string
+	mtu  int
+	many bool
+}
+
+// ensureTap returns a persistent tap, made if absent, muted and up. How many queues it
+// has is only decided when it is made: a guest may be using it.
+func ensureTap(h *netlink.Handle, path string, want tapDevice) (netlink.Link, error) {
+	name, mtu := want.name, want.mtu
 	link, err := h.LinkByName(name)
 	if _, absent := errors.AsType[netlink.LinkNotFoundError](err); absent {
-		if err := netns.Do(path, func() error { return tap.Create(name) }); err != nil {
+		if err := netns.Do(path, func() error { return tap.Create(name, want.many) }); err != nil {
 			return nil, err
 		}
 		link, err = h.LinkByName(name)
@@ -231,9 +240,10 @@ func dhcpConfig(r *Result, iface Interface) (c dhcp.Config, ok bool, err error) 
 	return c, true, nil
 }
 
-// OpenTaps returns a descriptor for each interface's tap, in the Result's order,
-// for QEMU: the caller closes them. It fails while another process has one open.
-func (m *Manager) OpenTaps(ctx context.Context, sandboxID string, r *Result) ([]*os.File, error) {
+// OpenTaps returns descriptors of each interface's tap, in the Result's order, one
+// for each queue, for QEMU: the caller closes them. A tap that Connect has found made
+// with one queue has one. It fails while another process has one open.
+func (m *Manager) OpenTaps(ctx context.Context, sandboxID string, r *Result) ([][]*os.File, error) {
 	if err := checkID(sandboxID); err != nil {
 		return nil, err
 	}
@@ -241,31 +251,48 @@ func (m *Manager) OpenTaps(ctx context.Context, sandboxID string, r *Result) ([]
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open taps of sandbox %s: %w", sandboxID, err)
 	}
-	var files []*os.File
-	err := netns.Do(r.NetNS, func() error {
+	h, err := netns.Netlink(r.NetNS)
+	if err != nil {
+		return nil, fmt.Errorf("open taps of sandbox %s: %w", sandboxID, err)
+	}
+	defer h.Close()
+	var taps [][]*os.File
+	err = netns.Do(r.NetNS, func() error {
 		for i := range r.Interfaces {
-			f, err := openTap(tapName(i))
+			files, err := openTap(h, tapName(i), max(1, r.Queues))
 			if err != nil {
 				return err
 			}
-			files = append(files, f)
+			taps = append(taps, files)
 		}
 		return nil
 	})
 	if err != nil {
-		for _, f := range files {
+		for _, f := range slices.Concat(taps...) {
 			err = errors.Join(err, f.Close())
 		}
 		return nil, fmt.Errorf("open taps of sandbox %s: %w", sandboxID, err)
 	}
-	return files, nil
+	return taps, nil
 }
 
 // openTap does not let the kernel make a device that Connect has not made: it
 // would lead nowhere.
-func openTap(name string) (*os.File, error) {
-	if _, err := net.InterfaceByName(name); err != nil {
+func openTap(h *netlink.Handle, name string, queues int) ([]*os.File, error) {
+	link, err := h.LinkByName(name)
+	if err != nil {
 		return nil, fmt.Errorf("%s is not there, the sandbox must be connected first: %w: %w", name, err, errdefs.ErrFailedPrecondition)
 	}
-	return tap.Open(name)
+	device, ok := link.(*netlink.Tuntap)
+	if !ok {
+		return nil, fmt.Errorf("%s is a %s and no tap: %w", name, link.Type(), errdefs.ErrFailedPrecondition)
+	}
+	many := device.Flags&netlink.TUNTAP_MULTI_QUEUE != 0
+	switch {
+	case !many: // the kernel sees to it that nobody else has it
+		queues = 1
+	case device.Queues+device.DisabledQueues > 0:
+		return nil, fmt.Errorf("tap %s is in use by another process, probably an earlier QEMU of this pod: %w", name, errdefs.ErrUnavailable)
+	}
+	return tap.Open(name, many, queues)
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,9 +36,9 @@ func BenchmarkDatapath(b *testing.B) {
 		{"plain", netip.MustParseAddr("10.77.0.200"), n.plainTap},
 		{"pod", r.IPs()[0], func(b *testing.B) *os.File {
 			b.Helper()
-			files, err := n.manager.OpenTaps(b.Context(), pod.SandboxID, r)
+			taps, err := n.manager.OpenTaps(b.Context(), pod.SandboxID, r)
 			must(b, err)
-			return files[0]
+			return taps[0][0]
 		}},
 	} {
 		iface := r.Interfaces[0]
@@ -58,10 +59,11 @@ func (n *node) plainTap(b *testing.B) *os.File {
 	b.Helper()
 	var f *os.File
 	must(b, n.onHost(func() error {
-		var err error
-		if f, err = tap.Open("plain0"); err != nil {
+		files, err := tap.Open("plain0", false, 1)
+		if err != nil {
 			return err
 		}
+		f = files[0]
 		link, err := netlink.LinkByName("plain0")
 		if err != nil {
 			return err
@@ -182,10 +184,10 @@ func BenchmarkSetup(b *testing.B) {
 		add += lap(&began)
 		must(b, n.manager.Connect(b.Context(), pod.SandboxID, r))
 		connect += lap(&began)
-		files, err := n.manager.OpenTaps(b.Context(), pod.SandboxID, r)
+		taps, err := n.manager.OpenTaps(b.Context(), pod.SandboxID, r)
 		must(b, err)
 		open += lap(&began)
-		closeAll(files)
+		closeAll(slices.Concat(taps...))
 		began = time.Now()
 		must(b, n.teardown(n.manager, pod))
 		remove += lap(&began)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
@@ -405,21 +406,45 @@ func TestOpenTapsNeedsConnect(t *testing.T) {
 	pod := testPod(t)
 	r := n.mustSetup(pod)
 	defer func() { must(t, n.teardown(n.manager, pod)) }()
-	files, err := n.manager.OpenTaps(t.Context(), pod.SandboxID, r)
+	taps, err := n.manager.OpenTaps(t.Context(), pod.SandboxID, r)
 	if err == nil {
 		t.Error("taps were opened before Connect")
 	}
-	for _, f := range files {
-		f.Close()
-	}
+	closeAll(slices.Concat(taps...))
 	must(t, n.manager.Connect(t.Context(), pod.SandboxID, r))
+	r.Queues = 4  // too late
 	for range 2 { // again after the first owner has gone
-		files, err := n.manager.OpenTaps(t.Context(), pod.SandboxID, r)
+		taps, err := n.manager.OpenTaps(t.Context(), pod.SandboxID, r)
 		must(t, err)
-		if len(files) != 1 {
-			t.Errorf("%d taps", len(files))
+		if len(taps) != 1 || len(taps[0]) != 1 {
+			t.Errorf("taps %v, want one with one queue", taps)
 		}
-		closeAll(files)
+		closeAll(slices.Concat(taps...))
+	}
+}
+
+// TestManyQueues: each queue is a descriptor, and only one guest can have them.
+func TestManyQueues(t *testing.T) {
+	n := newNode(t)
+	n.writeConf(n.bridge("10.77.0.0/24"))
+	pod := testPod(t)
+	r := n.mustSetup(pod)
+	defer func() { must(t, n.teardown(n.manager, pod)) }()
+	r.Queues = 3
+	must(t, n.manager.Connect(t.Context(), pod.SandboxID, r))
+	r.Queues = 0 // as for another guest, with one CPU
+	for _, queues := range []int{1, 4} {
+		taps, err := n.manager.OpenTaps(t.Context(), pod.SandboxID, r)
+		must(t, err)
+		if len(taps) != 1 || len(taps[0]) != queues {
+			t.Errorf("taps %v, want one with %d queues", taps, queues)
+		}
+		if _, err := n.manager.OpenTaps(t.Context(), pod.SandboxID, r); !errdefs.IsUnavailable(err) {
+			t.Errorf("a second guest on the tap: %v", err)
+		}
+		must(t, n.manager.Connect(t.Context(), pod.SandboxID, r)) // as after a restart
+		closeAll(slices.Concat(taps...))
+		r.Queues = 4
 	}
 }
 

@@ -232,12 +232,12 @@ type guest struct {
 // newGuest boots a guest on the pod's i-th interface.
 func (n *node) newGuest(pod Pod, r *Result, i int) *guest {
 	n.t.Helper()
-	files, err := n.manager.OpenTaps(n.t.Context(), pod.SandboxID, r)
+	taps, err := n.manager.OpenTaps(n.t.Context(), pod.SandboxID, r)
 	must(n.t, err)
-	g := n.bootGuest(r.Interfaces[i], files[i])
-	for j, f := range files {
+	g := n.bootGuest(r.Interfaces[i], taps[i][0])
+	for j, files := range taps {
 		if j != i {
-			f.Close()
+			closeAll(files)
 		}
 	}
 	return g
@@ -253,10 +253,11 @@ func (n *node) bootGuest(iface Interface, port *os.File) *guest {
 	must(n.t, err)
 	var card *os.File
 	must(n.t, netns.Do(g.netns, func() error {
-		var err error
-		if card, err = tap.Open(g.link); err != nil {
+		files, err := tap.Open(g.link, false, 1)
+		if err != nil {
 			return err
 		}
+		card = files[0]
 		link, err := netlink.LinkByName(g.link)
 		if err != nil {
 			return err

@@ -50,6 +50,10 @@ type Result struct {
 	DNS           DNS         `json:"dns"`
 	Hostname      string      `json:"hostname,omitempty"`
 	AllowSpoofing bool        `json:"allowSpoofing,omitempty"`
+
+	// Queues is how many each tap shall have, for Connect and OpenTaps; 0 is 1. It
+	// follows from the guest and not from CNI, and is not stored.
+	Queues int `json:"-"`
 }
 
 // IPs returns the sandbox's addresses, the first interface's first.

@@ -120,7 +120,9 @@ func Run(arguments []string, join func(group string) error) error {
 		return fmt.Errorf("run TPM as user %d: %w", uid, err)
 	}
 	// Only fixed words and a path of our own reach the command line.
-	err := syscall.Exec(swtpm, []string{swtpm, "socket", "--tpm2", "--daemon", "--terminate",
-		"--tpmstate", "dir=" + state + ",mode=0600", "--ctrl", "type=unixio,fd=" + strconv.Itoa(socketDescriptor)}, os.Environ())
+	err := syscall.Exec(swtpm, []string{
+		swtpm, "socket", "--tpm2", "--daemon", "--terminate",
+		"--tpmstate", "dir=" + state + ",mode=0600", "--ctrl", "type=unixio,fd=" + strconv.Itoa(socketDescriptor),
+	}, os.Environ())
 	return fmt.Errorf("run %s: %w", swtpm, err)
 }

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/ambipod/ambipod/pkg/network/fdproto"
 )
@@ -52,27 +53,45 @@ func Command(args []string, nics []fdproto.NIC, fds []int) ([]string, error) {
 		if err := check(nic, model, bus); err != nil {
 			return nil, fmt.Errorf("network card %d: %w", i, err)
 		}
-		need := 1
+		queues := nic.Pairs()
+		need := queues
 		if nic.VHost {
-			need = 2
+			need = 2 * queues
 		}
 		if len(fds) < need {
-			return nil, fmt.Errorf("network card %d: its descriptor is missing", i)
+			return nil, fmt.Errorf("network card %d: descriptors are missing", i)
 		}
 		id := strconv.Itoa(i)
-		netdev := "tap,id=ambipod-net" + id + ",fd=" + strconv.Itoa(fds[0])
+		netdev := "tap,id=ambipod-net" + id + descriptors(",fd", fds[:queues])
 		if nic.VHost {
-			netdev += ",vhost=on,vhostfd=" + strconv.Itoa(fds[1])
+			netdev += ",vhost=on" + descriptors(",vhostfd", fds[queues:need])
 		}
 		// Without romfile= QEMU looks for a boot ROM that may not be installed.
 		device := fmt.Sprintf("%s,netdev=ambipod-net%s,id=ambipod-nic%s,mac=%s,bus=%s,addr=%#x,romfile=", model, id, id, nic.MAC, bus, nic.Slot)
 		if nic.MTU > 0 && models[model] {
 			device += ",host_mtu=" + strconv.Itoa(nic.MTU)
 		}
+		if queues > 1 {
+			// An interrupt for each direction of each queue, and two for the rest
+			// (virtio 1.2, 5.1).
+			device += ",mq=on,vectors=" + strconv.Itoa(2*queues+2)
+		}
 		out = append(out, "-netdev", netdev, "-device", device)
 		fds = fds[need:]
 	}
 	return out, nil
+}
+
+// descriptors are an option for one, or another option for many.
+func descriptors(option string, fds []int) string {
+	if len(fds) == 1 {
+		return option + "=" + strconv.Itoa(fds[0])
+	}
+	words := make([]string, len(fds))
+	for i, fd := range fds {
+		words[i] = strconv.Itoa(fd)
+	}
+	return option + "s=" + strings.Join(words, ":")
 }
 
 // check keeps everything out of the command line that is not what it should be.
@@ -84,6 +103,10 @@ func check(nic fdproto.NIC, model, bus string) error {
 		return fmt.Errorf("MAC address %q is not valid", nic.MAC)
 	case !known:
 		return fmt.Errorf("model %q is not known", model)
+	case nic.Queues < 0 || nic.Queues > fdproto.MaxQueues:
+		return fmt.Errorf("%d queues are not between 1 and %d", nic.Queues, fdproto.MaxQueues)
+	case nic.Pairs() > 1 && !virtio:
+		return fmt.Errorf("model %q cannot have several queues", model)
 	case nic.VHost && !virtio:
 		return fmt.Errorf("model %q cannot be served by vhost-net", model)
 	case !busPattern.MatchString(bus):

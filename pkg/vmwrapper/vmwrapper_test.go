@@ -27,7 +27,9 @@ func TestCommandGolden(t *testing.T) {
 		{MAC: "02:00:00:00:00:01", MTU: 1450, Slot: 0x10},
 		{MAC: "02:00:00:00:00:02", MTU: 9000, Slot: 0x11, VHost: true},
 		{MAC: "02:00:00:00:00:03", MTU: 1500, Slot: 3, Model: "e1000e", Bus: "pcie.0"},
-	}, []int{7, 8, 9, 10})
+		{MAC: "02:00:00:00:00:04", MTU: 1500, Slot: 0x12, Queues: 2},
+		{MAC: "02:00:00:00:00:05", Slot: 0x13, Queues: 2, VHost: true},
+	}, []int{7, 8, 9, 10, 11, 12, 13, 14, 15, 16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,6 +58,8 @@ func TestCommandRefuses(t *testing.T) {
 		`bus "pci.0,x=y" is not valid`:            func(n *fdproto.NIC) { n.Bus = "pci.0,x=y" },
 		`PCI slot 32`:                             func(n *fdproto.NIC) { n.Slot = 32 },
 		`PCI slot 0`:                              func(n *fdproto.NIC) { n.Slot = 0 },
+		`cannot have several queues`:              func(n *fdproto.NIC) { n.Model, n.Queues = "e1000", 2 },
+		`9 queues`:                                func(n *fdproto.NIC) { n.Queues = 9 },
 		`MTU 67`:                                  func(n *fdproto.NIC) { n.MTU = 67 },
 	} {
 		nic := good

@@ -27,9 +27,12 @@ const Version = 1
 const (
 	maxRequest = 256
 	maxReply   = 32 << 10
-	// MaxNICs bounds a VM's network cards; two descriptors each stay below the
-	// kernel's limit of 253 for one message.
+	// MaxNICs bounds a VM's network cards.
 	MaxNICs = 32
+	// MaxDescriptors is the kernel's limit for one message.
+	MaxDescriptors = 253
+	// MaxQueues bounds a card's queues.
+	MaxQueues = 8
 )
 
 // Request asks for the descriptors that a key stands for.
@@ -39,7 +42,8 @@ type Request struct {
 }
 
 // Reply is an error of one sentence, or the VM's NICs. The descriptors of each
-// NIC follow one another: its tap, then if VHost is set its vhost-net device.
+// NIC follow one another: its tap's queues, then if VHost is set as many of the
+// vhost-net device.
 type Reply struct {
 	Error string `json:"error,omitempty"`
 	NICs  []NIC  `json:"nics,omitempty"`
@@ -56,14 +60,20 @@ type NIC struct {
 	Bus   string `json:"bus,omitempty"`   // QEMU bus; empty is pci.0
 	Slot  int    `json:"slot"`            // PCI slot on that bus
 	VHost bool   `json:"vhost,omitempty"` // served by the kernel
+
+	Queues int `json:"queues,omitempty"` // 0 is 1
 }
+
+// Pairs is the number of pairs of queues.
+func (n NIC) Pairs() int { return max(1, n.Queues) }
 
 // Descriptors is the number of descriptors that the reply comes with.
 func (r Reply) Descriptors() int {
-	n := len(r.NICs)
+	n := 0
 	for _, nic := range r.NICs {
+		n += nic.Pairs()
 		if nic.VHost {
-			n++
+			n += nic.Pairs()
 		}
 	}
 	return n
@@ -103,7 +113,7 @@ func ReceiveRequest(c *net.UnixConn) (Request, error) {
 
 // SendReply writes a reply with its descriptors, which stay open here.
 func SendReply(c *net.UnixConn, r Reply, files []*os.File) error {
-	if len(files) != r.Descriptors() || len(r.NICs) > MaxNICs {
+	if len(files) != r.Descriptors() || len(r.NICs) > MaxNICs || len(files) > MaxDescriptors {
 		return fmt.Errorf("reply with %d NICs and %d descriptors is not possible", len(r.NICs), len(files))
 	}
 	b, err := json.Marshal(r)
@@ -128,7 +138,7 @@ func SendReply(c *net.UnixConn, r Reply, files []*os.File) error {
 // that holds an error is returned as one.
 func ReceiveReply(c *net.UnixConn) (Reply, []int, error) {
 	buf := make([]byte, maxReply)
-	rights := make([]byte, syscall.CmsgSpace(4*2*MaxNICs))
+	rights := make([]byte, syscall.CmsgSpace(4*MaxDescriptors))
 	n, rn, flags, _, err := c.ReadMsgUnix(buf, rights)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return Reply{}, nil, fmt.Errorf("receive reply: %w", err)

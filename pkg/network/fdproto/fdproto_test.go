@@ -56,6 +56,14 @@ func TestRoundTrip(t *testing.T) {
 			files = append(files, f)
 		}
 	}
+	for i := range sent.NICs { // the most that go into one message
+		sent.NICs[i].Queues = 3
+		if len(files)+4 > MaxDescriptors {
+			sent.NICs[i].Queues = 1
+			continue
+		}
+		files = append(files, files[0], files[0], files[0], files[0])
+	}
 	if err := SendReply(server, sent, files); err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +81,7 @@ func TestSendReplyRefuses(t *testing.T) {
 	for name, r := range map[string]Reply{
 		"a descriptor too few": {NICs: []NIC{{}}},
 		"too many cards":       {NICs: make([]NIC, MaxNICs+1)},
+		"a queue too few":      {NICs: []NIC{{Queues: 2}}},
 	} {
 		if err := SendReply(server, r, nil); err == nil || !strings.Contains(err.Error(), "is not possible") {
 			t.Errorf("%s: %v", name, err)

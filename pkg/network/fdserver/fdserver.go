@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -63,10 +64,11 @@ type Options struct {
 // Grant is what a key stands for.
 type Grant struct {
 	// NICs are the VM's network cards. Empty Bus and Slot mean consecutive slots
-	// from 0x10 of bus pci.0; VHost is set by the server.
+	// from 0x10 of bus pci.0; VHost and Queues are set by the server.
 	NICs []fdproto.NIC
-	// Taps opens the taps of NICs in the same order. The server closes them.
-	Taps func(context.Context) ([]*os.File, error)
+	// Taps opens the taps of NICs in the same order, each with as many descriptors as
+	// it has queues. The server closes them.
+	Taps func(context.Context) ([][]*os.File, error)
 	// Admit is called with the caller's process ID before any descriptor leaves.
 	Admit func(pid int) error
 }
@@ -270,7 +272,7 @@ func (s *Server) handOver(ctx context.Context, conn *net.UnixConn, g Grant) (err
 	if err != nil {
 		return err
 	}
-	files := taps
+	files := slices.Concat(taps...)
 	defer func() {
 		for _, f := range files {
 			err = errors.Join(err, f.Close())
@@ -282,11 +284,12 @@ func (s *Server) handOver(ctx context.Context, conn *net.UnixConn, g Grant) (err
 	var reply fdproto.Reply
 	var ordered []*os.File
 	for i, nic := range g.NICs {
-		ordered = append(ordered, taps[i])
-		if vhost := s.openVHost(nic); vhost != nil {
+		nic.Queues = len(taps[i])
+		ordered = append(ordered, taps[i]...)
+		if vhosts := s.openVHost(nic); vhosts != nil {
 			nic.VHost = true
-			files = append(files, vhost)
-			ordered = append(ordered, vhost)
+			files = append(files, vhosts...)
+			ordered = append(ordered, vhosts...)
 		}
 		if nic.Slot == 0 {
 			nic.Slot = firstSlot + i
@@ -299,15 +302,22 @@ func (s *Server) handOver(ctx context.Context, conn *net.UnixConn, g Grant) (err
 	return fdproto.SendReply(conn, reply, ordered)
 }
 
-// openVHost returns nil where the kernel cannot serve the card itself.
-func (s *Server) openVHost(nic fdproto.NIC) *os.File {
+// openVHost returns a descriptor for each queue, or nil where the kernel cannot serve
+// the card itself.
+func (s *Server) openVHost(nic fdproto.NIC) (files []*os.File) {
 	if s.o.VHostDevice == "" || nic.Model != "" && nic.Model != fdproto.ModelVirtio {
 		return nil
 	}
-	f, err := os.OpenFile(s.o.VHostDevice, os.O_RDWR, 0)
-	if err != nil {
-		s.o.Logger.Debug("network card without vhost", "mac", nic.MAC, "err", err)
-		return nil
+	for range nic.Pairs() {
+		f, err := os.OpenFile(s.o.VHostDevice, os.O_RDWR, 0)
+		if err != nil {
+			s.o.Logger.Debug("network card without vhost", "mac", nic.MAC, "err", err)
+			for _, f := range files {
+				_ = f.Close() // nothing was done with it
+			}
+			return nil
+		}
+		files = append(files, f)
 	}
-	return f
+	return files
 }

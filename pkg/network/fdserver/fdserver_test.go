@@ -96,7 +96,13 @@ func newPipes(t *testing.T, n int) *pipes {
 	return p
 }
 
-func (p *pipes) open(context.Context) ([]*os.File, error) { return p.writers, nil }
+// open is of taps with one queue each.
+func (p *pipes) open(context.Context) (taps [][]*os.File, err error) {
+	for _, w := range p.writers {
+		taps = append(taps, []*os.File{w})
+	}
+	return taps, nil
+}
 
 func admit(int) error { return nil }
 
@@ -106,7 +112,7 @@ func TestHandOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := start(t, Options{VHostDevice: vhost, Executable: "/proc/self/exe"})
-	p := newPipes(t, 2)
+	p := newPipes(t, 3)
 	var steps []string
 	key := NewKey()
 	s.Grant(key, Grant{
@@ -115,9 +121,9 @@ func TestHandOver(t *testing.T) {
 			steps = append(steps, fmt.Sprint("admit ", pid == os.Getpid()))
 			return nil
 		},
-		Taps: func(context.Context) ([]*os.File, error) {
+		Taps: func(context.Context) ([][]*os.File, error) {
 			steps = append(steps, "open")
-			return p.writers, nil
+			return [][]*os.File{p.writers[:2], p.writers[2:]}, nil
 		},
 	})
 	reply, fds, err := ask(t, s, key)
@@ -128,17 +134,17 @@ func TestHandOver(t *testing.T) {
 		t.Errorf("steps: %s", got)
 	}
 	want := []fdproto.NIC{
-		{MAC: "02:00:00:00:00:01", MTU: 1450, Slot: 0x10, VHost: true},
-		{MAC: "02:00:00:00:00:02", Model: "e1000", Bus: "pcie.0", Slot: 5},
+		{MAC: "02:00:00:00:00:01", MTU: 1450, Slot: 0x10, VHost: true, Queues: 2},
+		{MAC: "02:00:00:00:00:02", Model: "e1000", Bus: "pcie.0", Slot: 5, Queues: 1},
 	}
 	if fmt.Sprint(reply.NICs) != fmt.Sprint(want) {
 		t.Errorf("NICs: got %v, want %v", reply.NICs, want)
 	}
-	if len(fds) != 3 {
+	if len(fds) != 5 {
 		t.Fatalf("descriptors: %v", fds)
 	}
 	// The server's own copies are closed: after ours, the readers see the end.
-	for i, fd := range []int{fds[0], fds[2]} {
+	for i, fd := range []int{fds[0], fds[1], fds[4]} {
 		f := os.NewFile(uintptr(fd), "tap")
 		fmt.Fprintf(f, "frame %d", i)
 		f.Close()
@@ -148,7 +154,9 @@ func TestHandOver(t *testing.T) {
 			t.Errorf("tap %d: %q, %v", i, got, err)
 		}
 	}
-	os.NewFile(uintptr(fds[1]), "vhost").Close()
+	for _, fd := range fds[2:4] {
+		os.NewFile(uintptr(fd), "vhost").Close()
+	}
 }
 
 func TestRefusals(t *testing.T) {
@@ -167,7 +175,7 @@ func TestRefusals(t *testing.T) {
 			g.Admit = func(int) error { return errors.New("no such cgroup") }
 		}, "k", "no such cgroup"},
 		{"no tap", func(_ *Options, g *Grant) {
-			g.Taps = func(context.Context) ([]*os.File, error) { return nil, errors.New("tap0 is in use") }
+			g.Taps = func(context.Context) ([][]*os.File, error) { return nil, errors.New("tap0 is in use") }
 		}, "k", "tap0 is in use"},
 		{"taps do not match", func(_ *Options, g *Grant) { g.NICs = nil }, "k", "1 taps were opened for 0 network cards"},
 	} {
@@ -196,7 +204,7 @@ func TestForeignUser(t *testing.T) {
 
 func TestKeyIsGoodOnce(t *testing.T) {
 	s := start(t, Options{})
-	g := Grant{Admit: admit, Taps: func(context.Context) ([]*os.File, error) { return nil, nil }}
+	g := Grant{Admit: admit, Taps: func(context.Context) ([][]*os.File, error) { return nil, nil }}
 	s.Grant("used", g)
 	s.Grant("revoked", g)
 	s.Revoke("revoked")
@@ -236,7 +244,7 @@ func TestSilentCallers(t *testing.T) {
 		dial(t, s)
 	}
 	dial(t, s).Close()
-	s.Grant("k", Grant{Admit: admit, Taps: func(context.Context) ([]*os.File, error) { return nil, nil }})
+	s.Grant("k", Grant{Admit: admit, Taps: func(context.Context) ([][]*os.File, error) { return nil, nil }})
 	began := time.Now()
 	if _, _, err := ask(t, s, "k"); err != nil {
 		t.Error(err)

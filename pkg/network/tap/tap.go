@@ -21,9 +21,9 @@ const device = "/dev/net/tun"
 // to whoever is at the other end.
 const flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 
-// Create makes the persistent device name.
-func Create(name string) error {
-	f, err := Open(name)
+// Create makes the persistent device name, with many queues or one.
+func Create(name string, many bool) error {
+	f, err := open(name, many)
 	if err != nil {
 		return err
 	}
@@ -34,9 +34,24 @@ func Create(name string) error {
 	return errors.Join(err, f.Close())
 }
 
-// Open returns a descriptor of the device, made if absent, which a hypervisor
-// can use without further rights. Only one can be open at a time.
-func Open(name string) (*os.File, error) {
+// Open returns descriptors of a device, made if absent, one for each queue, which a
+// hypervisor can use without further rights. many says how it was made; with one
+// queue only one descriptor can be open at a time.
+func Open(name string, many bool, queues int) (files []*os.File, err error) {
+	for range queues {
+		f, err := open(name, many)
+		if err != nil {
+			for _, f := range files {
+				err = errors.Join(err, f.Close())
+			}
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func open(name string, many bool) (*os.File, error) {
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("open %s: %w: load the kernel module tun: %w", device, err, errdefs.ErrFailedPrecondition)
@@ -44,18 +59,22 @@ func Open(name string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", device, err)
 	}
-	if err := attach(fd, name); err != nil {
+	if err := attach(fd, name, many); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func attach(fd int, name string) error {
+func attach(fd int, name string, many bool) error {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return fmt.Errorf("tap name %q: %w: %w", name, err, errdefs.ErrInvalidArgument)
 	}
-	req.SetUint16(flags)
+	if many {
+		req.SetUint16(flags | unix.IFF_MULTI_QUEUE)
+	} else {
+		req.SetUint16(flags)
+	}
 	err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("tap %s is in use by another process, probably an earlier QEMU of this pod: %w",
