@@ -38,6 +38,7 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 		response.Info, err = infoMap(map[string]any{
 			"libvirt": info, "accelerator": s.Accel, "acceleratorReason": s.AccelReason, "layout": s.Layout,
 			"libvirtURI": s.LibvirtURI, "libvirtLogs": s.DomainLogs, "statusAddress": s.StatusAddress,
+			"abilities": s.abilities(ctx),
 		})
 		if err != nil {
 			return nil, err

@@ -46,6 +46,23 @@ func (s *Server) checkHardware(ctx context.Context, plan vmPlan) error {
 	return nil
 }
 
+// abilities is what VMs can have on this node, for people: verbose Status shows it.
+type abilities struct {
+	libvirttools.Abilities
+
+	TPM     bool   `json:"tpm"`
+	Problem string `json:"problem,omitempty"` // why it is not known
+}
+
+func (s *Server) abilities(ctx context.Context) abilities {
+	able, err := s.Machines.Abilities(ctx, s.Wrapper, s.Accel, libvirttools.MachineQ35)
+	found := abilities{Abilities: able, TPM: s.TPMs.Check() == nil}
+	if err != nil {
+		found.Problem = err.Error()
+	}
+	return found
+}
+
 // cpuModes are values of cpu-model that name no processor.
 var cpuModes = []string{libvirttools.CPUHostModel, libvirttools.CPUHost, libvirttools.CPUMaximum}
 
