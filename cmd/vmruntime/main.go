@@ -92,6 +92,7 @@ type settings struct {
 	wrapper            string
 	virtiofsd          string
 	swtpm              string
+	kubeconfig         string
 	guestHelper        string
 	streamAddress      string
 	statusAddress      string
@@ -119,6 +120,7 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.statusAddress, "status-address", "", "where to show metrics, health and progress over HTTP: HOST:PORT, unix:/PATH or off (default unix:RUN-DIR/vmruntime-status.sock)")
 	flags.StringVar(&s.virtiofsd, "virtiofsd", "/usr/lib/qemu/virtiofsd", "server of the folders that VMs share with this machine")
 	flags.StringVar(&s.swtpm, "swtpm", "/usr/bin/swtpm", "emulator of the TPMs of VMs that have one")
+	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "how to ask the API server for ConfigMaps and Secrets that a pod's annotations name and the pod does not mount (default: such a pod is refused)")
 	flags.StringVar(&s.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "folder of the CNI configuration, the first file by name counts")
 	flags.StringSliceVar(&s.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "folders of CNI plugins")
 	flags.StringVar(&s.accelerator, "accelerator", "auto", "auto, kvm or tcg; auto tries KVM out and falls back to software emulation")

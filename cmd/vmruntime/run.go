@@ -20,6 +20,7 @@ import (
 	"github.com/ambipod/ambipod/pkg/accel"
 	"github.com/ambipod/ambipod/pkg/criserver"
 	"github.com/ambipod/ambipod/pkg/imagestore"
+	"github.com/ambipod/ambipod/pkg/kubeapi"
 	"github.com/ambipod/ambipod/pkg/layout"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
@@ -97,7 +98,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 	server, err := criserver.New(ctx, criserver.Options{
 		Layout: s.layout, Records: records, Images: images, Network: networks, Domains: domains, Grants: descriptors,
 		Shares: shareServer(s.virtiofsd, qemu.User),
-		TPMs:   tpmServer(s.swtpm, qemu.User), Machines: domains,
+		TPMs:   tpmServer(s.swtpm, qemu.User), Machines: domains, Objects: kubeapi.Objects{Kubeconfig: s.kubeconfig},
 		Accel: choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, DomainLogs: s.domainLogs, Wrapper: s.wrapper,
 		LibvirtURI: s.libvirtURI, StatusAddress: s.statusAddress,
 		StreamAddress: s.streamAddress, GuestHelper: s.guestHelper,

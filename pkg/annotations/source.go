@@ -6,11 +6,11 @@ import (
 	"strings"
 )
 
-// Source names data that kubelet has put on the node for the pod, so that nothing has
-// to be asked of the API server.
+// Source names data that kubelet has put on the node for the pod, or else an object of
+// the pod's namespace.
 type Source struct {
 	// Kind is "configmap" or "secret"; Volume is the name of the pod's volume that
-	// holds it. Both are empty if Path is set.
+	// holds it, or of the object. Both are empty if Path is set.
 	Kind, Volume string
 	// Path is where the container mounts the volume, or a file in it.
 	Path string
@@ -18,11 +18,12 @@ type Source struct {
 	Key string
 }
 
-const sourceForms = "`configmap/NAME` or `secret/NAME`, where the container mounts a volume of that object that has the same name; " +
+const sourceForms = "`configmap/NAME` or `secret/NAME`, where the container mounts a volume of the same name that holds it, or the object of the pod's namespace that has the name; " +
 	"or the absolute path at which the container mounts the volume"
 
-// noServer is said in all annotations that Virtlet answered by asking the API server.
-const noServer = " The pod must mount the ConfigMap or Secret: this node reads what kubelet has fetched and does not ask the API server."
+// sourceRights is said in all annotations that Virtlet answered by asking the API server.
+const sourceRights = " What the pod mounts is read from there and needs no right of the node's. An object that the pod does not mount is read from the API " +
+	"server if vmruntime was started with `--kubeconfig`."
 
 func parseSource(value string, keyed bool) (Source, error) {
 	if path.IsAbs(value) {

@@ -114,7 +114,7 @@ var general = []Annotation{
 		Name: Domain + "user-data-source", Alias: "VirtletCloudInitUserDataSource",
 		Allowed: sourceForms, Default: "none",
 		Doc: "cloud-init user-data from a ConfigMap or Secret. Each entry is a key of the `#cloud-config` mapping and its value in YAML; " +
-			"`user-data` is merged over it." + noServer,
+			"`user-data` is merged over it." + sourceRights,
 		parse: func(s *Settings, value string) (err error) {
 			s.UserDataSource, err = parseSource(value, false)
 			return err
@@ -144,7 +144,7 @@ var general = []Annotation{
 	{
 		Name: Domain + "ssh-key-source", Alias: "VirtletSSHKeySource",
 		Allowed: sourceForms + "; `/KEY` may follow a NAME, and the path may be that of a file", Default: "none",
-		Doc: "SSH keys from a ConfigMap or Secret, from its entry `authorized_keys` if no other is named; `ssh-keys` come after them." + noServer,
+		Doc: "SSH keys from a ConfigMap or Secret, from its entry `authorized_keys` if no other is named; `ssh-keys` come after them." + sourceRights,
 		parse: func(s *Settings, value string) (err error) {
 			s.SSHKeySource, err = parseSource(value, true)
 			return err
@@ -154,7 +154,7 @@ var general = []Annotation{
 		Name: Domain + "files-from-data-source", Alias: "VirtletFilesFromDataSource",
 		Allowed: sourceForms, Default: "none",
 		Doc: "Files for the guest, written by cloud-init at its first boot. For each file there is an entry `X` with its content, `X_path` with " +
-			"its absolute path in the guest and, unless the content is in base64, `X_encoding` with the word `plain`." + noServer,
+			"its absolute path in the guest and, unless the content is in base64, `X_encoding` with the word `plain`." + sourceRights,
 		parse: func(s *Settings, value string) (err error) {
 			s.FilesSource, err = parseSource(value, false)
 			return err

@@ -78,6 +78,11 @@ type Machines interface {
 	Abilities(ctx context.Context, emulator, accel, machine string) (libvirttools.Abilities, error)
 }
 
+// Objects reads ConfigMaps and Secrets that a pod names and does not mount.
+type Objects interface {
+	Data(ctx context.Context, kind, namespace, name string) (map[string][]byte, error)
+}
+
 // TPMs emulates the TPMs of VMs.
 type TPMs interface {
 	Check() error
@@ -97,6 +102,7 @@ type Options struct {
 	TPMs    TPMs
 
 	Machines Machines
+	Objects  Objects
 
 	Accel        string                  // libvirttools.AccelKVM or AccelTCG
 	AccelReason  string                  // why it was chosen, for people

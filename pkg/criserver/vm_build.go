@@ -32,7 +32,7 @@ func (s *Server) buildVM(ctx context.Context, box sandbox, vm container, plan vm
 		return err
 	}
 	failpoint.Hit("CreateContainer/root-made")
-	if err := s.writeConfigDisk(box, vm, plan); err != nil {
+	if err := s.writeConfigDisk(ctx, box, vm, plan); err != nil {
 		return err
 	}
 	failpoint.Hit("CreateContainer/config-written")

@@ -1,6 +1,7 @@
 package criserver
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,8 +16,11 @@ import (
 )
 
 // writeConfigDisk writes the cloud-init image of a VM.
-func (s *Server) writeConfigDisk(box sandbox, vm container, plan vmPlan) error {
-	config, err := cloudInitConfig(box, vm.config, plan)
+func (s *Server) writeConfigDisk(ctx context.Context, box sandbox, vm container, plan vmPlan) error {
+	from := sources{vm.config.GetMounts(), func(kind, name string) (map[string][]byte, error) {
+		return s.Objects.Data(ctx, kind, box.config.GetMetadata().GetNamespace(), name)
+	}}
+	config, err := cloudInitConfig(box, vm.config, plan, from)
 	if err != nil {
 		return err
 	}
@@ -33,7 +37,7 @@ func (s *Server) writeConfigDisk(box sandbox, vm container, plan vmPlan) error {
 
 // cloudInitConfig is what a guest is told at its first boot. The instance ID follows
 // the pod's UID, so that a re-created pod of the same name runs cloud-init again.
-func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, plan vmPlan) (cloudinit.Config, error) {
+func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, plan vmPlan, from sources) (cloudinit.Config, error) {
 	settings := plan.settings
 	config := cloudinit.Config{
 		InstanceID: "pod-" + box.config.GetMetadata().GetUid(),
@@ -50,15 +54,15 @@ func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, plan vmPlan) (
 	if config.WriteFiles, err = guestFiles(plan.volumes.files); err != nil {
 		return config, err
 	}
-	files, err := filesFromSource(vm.GetMounts(), settings.FilesSource)
+	files, err := filesFromSource(from, settings.FilesSource)
 	if err != nil {
 		return config, err
 	}
 	config.WriteFiles = append(config.WriteFiles, files...)
-	if config.SSHKeys, err = guestKeys(vm.GetMounts(), settings); err != nil {
+	if config.SSHKeys, err = guestKeys(from, settings); err != nil {
 		return config, err
 	}
-	if config.UserData, err = guestUserData(vm.GetMounts(), settings); err != nil {
+	if config.UserData, err = guestUserData(from, settings); err != nil {
 		return config, err
 	}
 	if err := yaml.Unmarshal([]byte(settings.MetaData), &config.MetaData); err != nil {

@@ -29,10 +29,17 @@ const mountScript = "@virtlet-mount-script@"
 // script is user-data that reaches the guest as it is but for mountScript.
 func script(text []byte) []byte { return bytes.ReplaceAll(text, []byte(mountScript), []byte("true")) }
 
-// readSource returns the entries of the ConfigMap or Secret that an annotation names,
-// from the volume of the pod that kubelet has filled with it.
-func readSource(mounts []*runtimeapi.Mount, source annotations.Source) (map[string][]byte, error) {
-	for _, mount := range mounts {
+// sources are where ConfigMaps and Secrets come from that annotations name.
+type sources struct {
+	mounts []*runtimeapi.Mount // the pod's volumes; what they hold is taken from there
+	// fetch asks the API server for an object of the pod's namespace.
+	fetch func(kind, name string) (map[string][]byte, error)
+}
+
+// read returns the entries of the ConfigMap or Secret that an annotation names: from
+// the volume of the pod that kubelet has filled with it, else from the API server.
+func (s sources) read(source annotations.Source) (map[string][]byte, error) {
+	for _, mount := range s.mounts {
 		folder, entry := mount.GetHostPath(), source.Key
 		switch {
 		case source.Path == "":
@@ -52,8 +59,15 @@ func readSource(mounts []*runtimeapi.Mount, source annotations.Source) (map[stri
 	if source.Path != "" {
 		return nil, fmt.Errorf("the container mounts no volume at %s: %w", source.Path, errdefs.ErrInvalidArgument)
 	}
-	return nil, fmt.Errorf("the container mounts no volume %s that holds a %s: add a volume of that name to the pod and mount it in the container: %w",
-		source.Volume, source.Kind, errdefs.ErrInvalidArgument)
+	data, err := s.fetch(source.Kind, source.Volume)
+	if err != nil || source.Key == "" {
+		return data, err
+	}
+	content, found := data[source.Key]
+	if !found {
+		return nil, fmt.Errorf("%s %s has no entry %q, it has %q: %w", source.Kind, source.Volume, source.Key, slices.Sorted(maps.Keys(data)), errdefs.ErrInvalidArgument)
+	}
+	return map[string][]byte{source.Key: content}, nil
 }
 
 // entries are files by their last name; only one of them if it is asked for.
@@ -68,12 +82,12 @@ func entries(files []cloudinit.WriteFile, only string) map[string][]byte {
 }
 
 // guestUserData is the author's user-data from annotations and volumes.
-func guestUserData(mounts []*runtimeapi.Mount, settings annotations.Settings) (cloudinit.UserData, error) {
+func guestUserData(from sources, settings annotations.Settings) (cloudinit.UserData, error) {
 	own, err := cloudinit.ParseDocument([]byte(settings.UserData))
 	if err != nil || settings.UserScript != "" || settings.UserDataSource == (annotations.Source{}) || settings.UserDataOverwrite && !own.IsEmpty() {
 		return cloudinit.UserData{Raw: script([]byte(settings.UserScript)), Document: own}, err
 	}
-	data, err := readSource(mounts, settings.UserDataSource)
+	data, err := from.read(settings.UserDataSource)
 	if err != nil {
 		return cloudinit.UserData{}, fmt.Errorf("annotation %suser-data-source: %w", annotations.Domain, err)
 	}
@@ -133,7 +147,7 @@ func mappingOf(data map[string][]byte) (cloudinit.Document, error) {
 }
 
 // guestKeys are the SSH keys from a volume and then those of the annotation.
-func guestKeys(mounts []*runtimeapi.Mount, settings annotations.Settings) ([]string, error) {
+func guestKeys(from sources, settings annotations.Settings) ([]string, error) {
 	source := settings.SSHKeySource
 	if source == (annotations.Source{}) || settings.UserDataOverwrite && len(settings.SSHKeys) > 0 {
 		return settings.SSHKeys, nil
@@ -142,12 +156,12 @@ func guestKeys(mounts []*runtimeapi.Mount, settings annotations.Settings) ([]str
 		source.Key = defaultKeys
 	}
 	// A path may be that of one entry in the folder that is mounted.
-	if folder, entry := path.Split(source.Path); source.Path != "" && !slices.ContainsFunc(mounts, func(m *runtimeapi.Mount) bool {
+	if folder, entry := path.Split(source.Path); source.Path != "" && !slices.ContainsFunc(from.mounts, func(m *runtimeapi.Mount) bool {
 		return path.Clean(m.GetContainerPath()) == source.Path
 	}) {
 		source.Path, source.Key = path.Clean(folder), entry
 	}
-	data, err := readSource(mounts, source)
+	data, err := from.read(source)
 	if err != nil {
 		return nil, fmt.Errorf("annotation %sssh-key-source: %w", annotations.Domain, err)
 	}
@@ -168,11 +182,11 @@ func guestKeys(mounts []*runtimeapi.Mount, settings annotations.Settings) ([]str
 
 // filesFromSource are the files that a ConfigMap or Secret describes by entries X,
 // X_path and X_encoding.
-func filesFromSource(mounts []*runtimeapi.Mount, source annotations.Source) ([]cloudinit.WriteFile, error) {
+func filesFromSource(from sources, source annotations.Source) ([]cloudinit.WriteFile, error) {
 	if source == (annotations.Source{}) {
 		return nil, nil
 	}
-	data, err := readSource(mounts, source)
+	data, err := from.read(source)
 	if err != nil {
 		return nil, fmt.Errorf("annotation %sfiles-from-data-source: %w", annotations.Domain, err)
 	}

@@ -1,8 +1,10 @@
 package criserver
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,6 +27,13 @@ func objectVolume(t *testing.T, kind, name string, entries map[string]string) *r
 		t.Fatal(err)
 	}
 	return &runtimeapi.Mount{ContainerPath: "/etc/" + name, HostPath: filepath.Join(dir, name)}
+}
+
+// mounted are sources without an API server.
+func mounted(mounts ...*runtimeapi.Mount) sources {
+	return sources{mounts, func(kind, name string) (map[string][]byte, error) {
+		return nil, fmt.Errorf("%s %s was asked for: %w", kind, name, errdefs.ErrInvalidArgument)
+	}}
 }
 
 func mustParse(t *testing.T, pod map[string]string) annotations.Settings {
@@ -69,7 +78,7 @@ func TestUserDataFromVolumes(t *testing.T) {
 		}, "#cloud-config\nuser: me\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			data, err := guestUserData(mounts, mustParse(t, test.pod))
+			data, err := guestUserData(mounted(mounts...), mustParse(t, test.pod))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -94,7 +103,7 @@ func TestKeysFromVolumes(t *testing.T) {
 		"replaced":       {"secret/keys", "true", []string{"ssh-rsa X x"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := guestKeys(mounts, mustParse(t, map[string]string{
+			got, err := guestKeys(mounted(mounts...), mustParse(t, map[string]string{
 				"VirtletSSHKeySource": test.source, "VirtletSSHKeys": "ssh-rsa X x", "VirtletCloudInitUserDataOverwrite": test.overwrite,
 			}))
 			if err != nil {
@@ -111,7 +120,7 @@ func TestFilesFromVolumes(t *testing.T) {
 	mounts := []*runtimeapi.Mount{objectVolume(t, "configmap", "files", map[string]string{
 		"a": "plain text", "a_path": "/etc/a\n", "a_encoding": "plain", "b": "YmluYXJ5", "b_path": "/etc/b", "other": "is no file",
 	})}
-	got, err := filesFromSource(mounts, annotations.Source{Kind: "configmap", Volume: "files"})
+	got, err := filesFromSource(mounted(mounts...), annotations.Source{Kind: "configmap", Volume: "files"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +138,7 @@ func TestSourcesThatAreWrong(t *testing.T) {
 		pod  map[string]string
 		says string
 	}{
-		"another kind":     {map[string]string{"VirtletCloudInitUserDataSource": "secret/data"}, "add a volume of that name"},
+		"another kind":     {map[string]string{"VirtletCloudInitUserDataSource": "secret/data"}, "user-data-source: secret data was asked for"},
 		"not mounted":      {map[string]string{"VirtletSSHKeySource": "configmap/keys"}, "ssh-key-source"},
 		"no such path":     {map[string]string{"VirtletFilesFromDataSource": "/etc/files"}, "mounts no volume at /etc/files"},
 		"no such entry":    {map[string]string{"VirtletCloudInitUserDataSource": "configmap/data", "VirtletCloudInitUserDataSourceKey": "z"}, `no entry "z"`},
@@ -139,16 +148,39 @@ func TestSourcesThatAreWrong(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			settings := mustParse(t, test.pod)
-			_, err := guestUserData(mounts, settings)
+			_, err := guestUserData(mounted(mounts...), settings)
 			if err == nil {
-				_, err = guestKeys(mounts, settings)
+				_, err = guestKeys(mounted(mounts...), settings)
 			}
 			if err == nil {
-				_, err = filesFromSource(mounts, settings.FilesSource)
+				_, err = filesFromSource(mounted(mounts...), settings.FilesSource)
 			}
 			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("got %v, want an invalid argument that says %s", err, test.says)
 			}
 		})
+	}
+}
+
+// TestObjectsOfTheAPIServer: what the pod does not mount is asked for, and only that.
+func TestObjectsOfTheAPIServer(t *testing.T) {
+	from := mounted(objectVolume(t, "configmap", "data", map[string]string{"timezone": "UTC\n"}))
+	var asked []string
+	from.fetch = func(kind, name string) (map[string][]byte, error) {
+		asked = append(asked, kind+"/"+name)
+		return map[string][]byte{"authorized_keys": []byte("ssh-rsa A a\n"), "other": []byte("ssh-rsa B b\n"), "packages": []byte("- vim\n")}, nil
+	}
+	settings := mustParse(t, map[string]string{"VirtletCloudInitUserDataSource": "configmap/data", "VirtletSSHKeySource": "secret/data/other"})
+	data, err := guestUserData(from, settings)
+	if err != nil || userDataOf(t, data) != "#cloud-config\ntimezone: UTC\n" || len(asked) != 0 {
+		t.Errorf("mounted user-data is %q, %v, after asking for %v", userDataOf(t, data), err, asked)
+	}
+	keys, err := guestKeys(from, settings)
+	if err != nil || !slices.Equal(keys, []string{"ssh-rsa B b"}) || !slices.Equal(asked, []string{"secret/data"}) {
+		t.Errorf("keys %q, %v, after asking for %v", keys, err, asked)
+	}
+	settings = mustParse(t, map[string]string{"VirtletSSHKeySource": "secret/data/absent"})
+	if _, err := guestKeys(from, settings); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), `no entry "absent", it has ["authorized_keys" "other" "packages"]`) {
+		t.Errorf("an entry that is not there: %v", err)
 	}
 }
