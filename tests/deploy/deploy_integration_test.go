@@ -1,8 +1,7 @@
 //go:build integration
 
 // Package deploy tests what deploy/ ships for clusters, without a cluster: the script
-// that sets nodes up, the Debian package, units, alerts and the dashboard. What needs
-// an API server is tested in tests/e2e/cluster.
+// that sets nodes up, the Debian package, units, alerts and the dashboard.
 package deploy
 
 import (
@@ -204,8 +203,7 @@ func TestAlerts(t *testing.T) {
 // metric finds names of our metrics.
 var metric = regexp.MustCompile(`\b(?:ambipod|criproxy)_[a-z_]+`)
 
-// Alerts and dashboard use metrics that the daemons have: those of the documentation,
-// which the daemons' own tests compare with what they serve.
+// Alerts and dashboard use metrics that the daemons are documented to have.
 func TestMetricsExist(t *testing.T) {
 	documented := map[string]bool{}
 	for _, page := range []string{"monitoring.md", "criproxy.md"} {
