@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -99,12 +101,13 @@ func (s *Server) guest(vm container) guestexec.VM {
 // helper, else, if it needs neither input nor a terminal, by the agent alone.
 func (s *Server) execute(ctx context.Context, vm container, c guestexec.Command) (int, error) {
 	guest := s.guest(vm)
+	c.Env = environmentOf(vm)
 	code, err := s.access.commands.Run(ctx, guest, c)
 	if !errors.Is(err, guestexec.ErrUnsupported) || c.TTY || c.Stdin != nil {
 		return code, err
 	}
 	s.Logger.DebugContext(ctx, "guest cannot have the helper, running the command by its agent", "container", vm.ID, "err", err)
-	result, err := guest.Agent.Run(ctx, guestagent.Command{Argv: c.Argv})
+	result, err := guest.Agent.Run(ctx, guestagent.Command{Argv: c.Argv, Env: forAgent(c.Env)})
 	if err != nil {
 		return 0, fmt.Errorf("run %s: %w", c.Argv[0], err)
 	}
@@ -115,6 +118,27 @@ func (s *Server) execute(ctx context.Context, vm container, c guestexec.Command)
 		_, err = c.Stderr.Write(result.Stderr)
 	}
 	return result.ExitCode, err
+}
+
+// environmentOf is the environment of the pod's container, which its commands have.
+func environmentOf(vm container) []string {
+	var env []string
+	for _, variable := range vm.config.GetEnvs() {
+		env = append(env, variable.GetKey()+"="+string(variable.GetValue()))
+	}
+	return env
+}
+
+// agentPath is where programs are when the pod does not say it.
+const agentPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// forAgent completes an environment: a program that the agent starts with one has
+// nothing of the guest's own.
+func forAgent(env []string) []string {
+	if len(env) == 0 || slices.ContainsFunc(env, func(entry string) bool { return strings.HasPrefix(entry, "PATH=") }) {
+		return env
+	}
+	return append([]string{agentPath}, env...)
 }
 
 // sizes translates the sizes of a terminal until there are no more, or the context

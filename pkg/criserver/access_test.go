@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"github.com/ambipod/ambipod/pkg/guestexec/wire"
@@ -59,6 +61,24 @@ func TestSizesAreTranslatedAndEnd(t *testing.T) {
 	close(closed)
 	if _, more := <-sizes(t.Context(), closed); more {
 		t.Error("sizes go on after their end")
+	}
+}
+
+func TestEnvironmentOfCommands(t *testing.T) {
+	vm := testVM()
+	if got := environmentOf(vm); len(got) != 0 || len(forAgent(got)) != 0 {
+		t.Errorf("without variables: %q", got)
+	}
+	vm.config.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("x=y")}, {Key: "B"}}
+	env := environmentOf(vm)
+	if want := []string{"A=x=y", "B="}; !slices.Equal(env, want) {
+		t.Errorf("got %q, want %q", env, want)
+	}
+	if got := forAgent(env); len(got) != 3 || got[0] != agentPath {
+		t.Errorf("for the agent: %q", got)
+	}
+	if got := forAgent([]string{"PATH=/bin"}); len(got) != 1 {
+		t.Errorf("for the agent, with a PATH: %q", got)
 	}
 }
 

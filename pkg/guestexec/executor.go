@@ -38,6 +38,7 @@ type VM struct {
 // Command is a program to run in a guest, as root, in the root folder.
 type Command struct {
 	Argv []string // the program, looked up in the guest's PATH, and its arguments
+	Env  []string // NAME=value, over the environment that the guest gives
 	TTY  bool     // give it a terminal: Stdout then has all output
 
 	Stdin          io.Reader // nil: the program has an input that is empty

@@ -42,6 +42,19 @@ func run(t *testing.T, e *guestexec.Executor, vm guestexec.VM, script string, st
 	return code, out.String(), errOut.String()
 }
 
+// TestCommandsHaveTheirEnvironment: over the guest's own, of which the rest stays.
+func TestCommandsHaveTheirEnvironment(t *testing.T) {
+	t.Parallel()
+	g := newFakeGuest(t)
+	var out bytes.Buffer
+	_, err := g.executor().Run(testContext(t), g.vm(), guestexec.Command{
+		Argv: []string{"sh", "-c", `echo "$COLOUR|$EMPTY|$HOME|${PATH:+path}"`}, Env: []string{"COLOUR=light=blue", "EMPTY=", "HOME=/elsewhere"}, Stdout: &out,
+	})
+	if want := "light=blue||/elsewhere|path\n"; err != nil || out.String() != want {
+		t.Errorf("got %q, %v, want %q", out.String(), err, want)
+	}
+}
+
 func TestCommandsHaveStreamsAndExitCodes(t *testing.T) {
 	t.Parallel()
 	g := newFakeGuest(t)

@@ -117,7 +117,7 @@ func (s *session) run(ctx context.Context, c Command) (int, error) {
 		return 0, err
 	}
 	defer opened.abandon()
-	if err := wire.Send(opened.control, wire.Request{Argv: c.Argv, TTY: c.TTY}); err != nil {
+	if err := wire.Send(opened.control, wire.Request{Argv: c.Argv, Env: c.Env, TTY: c.TTY}); err != nil {
 		return 0, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
 	ended := make(chan struct{})

@@ -43,7 +43,7 @@ func start(request wire.Request) (*command, error) {
 	if len(request.Argv) == 0 {
 		return nil, errors.New("no command given")
 	}
-	env := environment(request.TTY)
+	env := environment(request.Env, request.TTY)
 	path, err := lookPath(request.Argv[0], env)
 	if err != nil {
 		return nil, err
@@ -213,18 +213,23 @@ func exitCode(state *os.ProcessState) int {
 	return state.ExitCode()
 }
 
-// environment is the agent's, completed by what a person who logs in has.
-func environment(tty bool) []string {
-	values := map[string]string{"HOME": home(), "PATH": path(os.Getenv("PATH"))}
-	if tty {
-		values["TERM"] = "xterm"
-	}
-	var env []string
-	for _, entry := range os.Environ() {
-		if name, _, _ := strings.Cut(entry, "="); values[name] == "" {
-			env = append(env, entry)
+// environment is the agent's, completed by what a person who logs in has, and on top
+// of it what the request says.
+func environment(asked []string, tty bool) []string {
+	values := map[string]string{}
+	set := func(entries ...string) {
+		for _, entry := range entries {
+			name, value, _ := strings.Cut(entry, "=")
+			values[name] = value
 		}
 	}
+	set(os.Environ()...)
+	set("HOME="+home(), "PATH="+path(os.Getenv("PATH")))
+	if tty {
+		set("TERM=xterm")
+	}
+	set(asked...)
+	var env []string
 	for name, value := range values {
 		env = append(env, name+"="+value)
 	}

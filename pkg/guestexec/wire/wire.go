@@ -65,6 +65,7 @@ type Size struct {
 // Request starts a command.
 type Request struct {
 	Argv []string `json:"argv"`
+	Env  []string `json:"env,omitempty"` // NAME=value, over the guest's own environment
 	TTY  bool     `json:"tty,omitempty"`
 }
 
