@@ -108,7 +108,13 @@ func TestNoCloudGolden(t *testing.T) {
 	scripted.Network = nil
 	bare := minimal()
 	bare.UserData.Raw = []byte("#!/bin/sh\necho raw\n")
+	old := everything(t)
+	old.NetworkV1 = true
+	old.Network.Interfaces[1].Routes = nil // of no use to version 1
+	old.Network.Interfaces[0].Routes = append(old.Network.Interfaces[0].Routes,
+		Route{To: netip.MustParsePrefix("10.9.3.4/16"), Via: netip.MustParseAddr("10.244.1.9")})
 	for name, c := range map[string]Config{
+		"network-v1":  old,
 		"minimal":     minimal(),
 		"everything":  everything(t),
 		"raw":         scripted,

@@ -28,6 +28,9 @@ type Config struct {
 	UserData UserData
 	// Network is nil when the guest is to use DHCP on all its cards.
 	Network *NetworkConfig
+	// NetworkV1 writes it as NoCloud's network-config version 1, for guests that do not
+	// know version 2.
+	NetworkV1 bool
 	// WriteFiles are created at the first boot, before any command runs.
 	WriteFiles []WriteFile
 	// Mounts are entries of the guest's fstab.

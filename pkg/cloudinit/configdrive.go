@@ -169,9 +169,12 @@ func (i Interface) driveNetworks() ([]driveNetwork, error) {
 			continue
 		}
 		routed[family] = true
-		var err error
-		if network.Routes, err = i.driveRoutes(a.Addr().Is4()); err != nil {
+		routes, err := i.plainRoutes(a.Addr().Is4())
+		if err != nil {
 			return nil, err
+		}
+		for _, r := range routes {
+			network.Routes = append(network.Routes, driveRoute{Network: r.To.Masked().Addr().String(), Netmask: netmask(r.To), Gateway: r.Via.String()})
 		}
 	}
 	if len(networks) > 0 {
@@ -180,17 +183,19 @@ func (i Interface) driveNetworks() ([]driveNetwork, error) {
 	return networks, nil
 }
 
-func (i Interface) driveRoutes(ipv4 bool) ([]driveRoute, error) {
-	var routes []driveRoute
+// plainRoutes are the routes of a family for formats that know nothing but gateways
+// in the interface's subnets.
+func (i Interface) plainRoutes(ipv4 bool) ([]Route, error) {
+	var routes []Route
 	for _, r := range i.Routes {
 		if r.To.Addr().Is4() != ipv4 || i.leadsToGateway(r) {
 			continue
 		}
 		if !r.Via.IsValid() || !i.reaches(r.Via) {
-			return nil, fmt.Errorf("cloud-init: interface %s: a config drive cannot describe the route to %s, "+
-				"whose gateway is not in the interface's subnet; use NoCloud or DHCP: %w", i.Name, r.To, errdefs.ErrNotImplemented)
+			return nil, fmt.Errorf("cloud-init: interface %s: neither a config drive nor network-config version 1 can describe the route to %s, "+
+				"whose gateway is not in the interface's subnet; use NoCloud with version 2, or DHCP: %w", i.Name, r.To, errdefs.ErrNotImplemented)
 		}
-		routes = append(routes, driveRoute{Network: r.To.Masked().Addr().String(), Netmask: netmask(r.To), Gateway: r.Via.String()})
+		routes = append(routes, r)
 	}
 	return routes, nil
 }

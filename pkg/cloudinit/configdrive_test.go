@@ -42,5 +42,9 @@ func TestConfigDriveRefusals(t *testing.T) {
 		if _, err := ConfigDrive(c); !errdefs.IsNotImplemented(err) {
 			t.Errorf("route to %s via %s: got error %v, want that it is not possible", r.To, r.Via, err)
 		}
+		c.NetworkV1 = true
+		if _, err := NoCloud(c); !errdefs.IsNotImplemented(err) {
+			t.Errorf("route to %s via %s in version 1: got error %v, want that it is not possible", r.To, r.Via, err)
+		}
 	}
 }

@@ -14,7 +14,8 @@ const LabelNoCloud = "cidata"
 
 // NoCloud renders the documents of the NoCloud data source: meta-data and
 // user-data, plus network-config and vendor-data where there is something to say.
-// A Config that a guest could not use yields ErrInvalidArgument.
+// A Config that a guest could not use yields ErrInvalidArgument, a network that
+// version 1 cannot describe ErrNotImplemented.
 func NoCloud(c Config) (Files, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
@@ -32,7 +33,11 @@ func NoCloud(c Config) (Files, error) {
 		files["vendor-data"] = vendorData
 	}
 	if c.Network != nil {
-		if files["network-config"], err = c.Network.v2(); err != nil {
+		render := c.Network.v2
+		if c.NetworkV1 {
+			render = c.Network.v1
+		}
+		if files["network-config"], err = render(); err != nil {
 			return nil, err
 		}
 	}

@@ -1,6 +1,7 @@
 package criserver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -36,11 +37,13 @@ func (s *Server) writeConfigDisk(ctx context.Context, box sandbox, vm container,
 }
 
 // cloudInitConfig is what a guest is told at its first boot. The instance ID follows
-// the pod's UID, so that a re-created pod of the same name runs cloud-init again.
+// the pod's UID, so that a re-created pod of the same name runs cloud-init again,
+// unless the pod names one.
 func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, plan vmPlan, from sources) (cloudinit.Config, error) {
 	settings := plan.settings
 	config := cloudinit.Config{
-		InstanceID: "pod-" + box.config.GetMetadata().GetUid(),
+		InstanceID: cmp.Or(settings.InstanceID, "pod-"+box.config.GetMetadata().GetUid()),
+		NetworkV1:  settings.NetworkConfigV1,
 		Hostname:   hostname(box.config),
 		BootCmd:    plan.volumes.bootCommands(),
 	}
