@@ -22,7 +22,7 @@ packages_vm=(tini libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clien
 	qemu-system-x86 qemu-utils ovmf swtpm libvirt-dev gcc libc6-dev pkg-config)
 # containerd's helpers and the node's network.
 packages_node=(runc containernetworking-plugins iproute2 iptables nftables
-	ebtables ca-certificates curl jq procps util-linux)
+	ebtables ca-certificates curl jq procps util-linux openssh-client)
 # What the image recipes under images/ read or run.
 packages_images=(busybox-static kmod cpio grub-common grub-pc-bin e2fsprogs
 	fdisk xz-utils)

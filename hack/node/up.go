@@ -72,6 +72,9 @@ The node is up. Its addresses are in %s; from the top of the checkout:
   $CRICTL pods
   $CRICTL ps -a
   $CRICTL exec -it "$($CRICTL ps -q --name machine)" sh
+  # look after the VMs: list, console, exec, images, inspect, diagnose …
+  $VMCTL list
+  $VMCTL console web-vm-ambipod
   # ask kubelet and libvirt
   curl -sk "$KUBELET_URL/pods" | jq '.items[] | .metadata.name, .status.phase, .status.podIP'
   virsh -c "$LIBVIRT_URI" list

@@ -21,6 +21,7 @@ func (n *Node) Env() string {
 		{"DAEMON_LOGS", n.path(dirLog)},
 		{"NETNS", namespacePath(n.id)},
 		{"CRICTL", n.Crictl()},
+		{"VMCTL", n.VMCtl()},
 		{"CONTAINER_IMAGE", ContainerImage},
 		{"VM_IMAGE", VMImage},
 	} {

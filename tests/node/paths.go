@@ -64,7 +64,7 @@ func (n *Node) programs() []string {
 		need = append(need, n.built("criproxy"))
 	}
 	if n.wants(VMRuntime) {
-		need = append(need, n.built("vmruntime"), n.built("vmwrapper"), n.built("vmguest"), qemuPath, n.image(guestFile))
+		need = append(need, n.built("vmruntime"), n.built("vmctl"), n.built("vmwrapper"), n.built("vmguest"), qemuPath, n.image(guestFile))
 	}
 	return need
 }
@@ -123,6 +123,15 @@ func (n *Node) Namespace() string { return namespacePath(n.id) }
 
 // Crictl is a crictl that talks to this node unless told otherwise.
 func (n *Node) Crictl() string { return n.path(dirPrograms, "crictl") }
+
+// VMCtl is a vmctl that talks to this node unless told otherwise.
+func (n *Node) VMCtl() string { return n.path(dirPrograms, "vmctl") }
+
+// VMRuntimeStatus is the socket of vmruntime's status pages.
+func (n *Node) VMRuntimeStatus() string { return n.path(dirRun, "vm", "vmruntime-status.sock") }
+
+// CRIProxyConfig is criproxy's configuration file.
+func (n *Node) CRIProxyConfig() string { return n.path(dirEtc, "criproxy.yaml") }
 
 // KubeletURL is kubelet's own API, reachable from the machine; its certificate
 // is self-signed.

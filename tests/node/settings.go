@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -57,6 +58,7 @@ func (n *Node) writeSettings() error {
 		n.writeSetting("criproxy.yaml", proxy),
 		n.writeSetting("kubelet.sh", kubeletScript),
 		n.writeCrictl(),
+		n.writeVMCtl(),
 		// Pods find no name server: nothing of this node leaves the machine.
 		n.writeSetting("resolv.conf", []byte("search ambipod.test\n")),
 	)
@@ -87,6 +89,23 @@ func (n *Node) writeCrictl() error {
 		return fmt.Errorf("write crictl of node: %w", err)
 	}
 	return n.writeSetting("crictl.yaml", settings)
+}
+
+// writeVMCtl makes a vmctl that needs no options. It runs in the node's network
+// namespace, where vmruntime serves streams.
+func (n *Node) writeVMCtl() error {
+	var script strings.Builder
+	script.WriteString("#!/bin/sh\nexec env")
+	for _, word := range append([]string{
+		"AMBIPOD_RUN_DIR=" + filepath.Dir(n.VMRuntimeSocket()), "AMBIPOD_STATE_DIR=" + n.VMStateDir(),
+	}, append(n.enter(), n.built("vmctl"))...) {
+		script.WriteString(" " + quote(word))
+	}
+	script.WriteString(" \"$@\"\n")
+	if err := os.WriteFile(n.VMCtl(), []byte(script.String()), 0o700); err != nil { //nolint:gosec // a program
+		return fmt.Errorf("write vmctl of node: %w", err)
+	}
+	return nil
 }
 
 func (n *Node) writeSetting(name string, data []byte) error {
