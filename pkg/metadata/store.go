@@ -1,10 +1,12 @@
 package metadata
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -43,18 +45,57 @@ func Open(path string) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of database %s: %w", path, err)
 	}
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout})
+	db, err := openIntact(path)
 	if err != nil {
-		return nil, openError(path, err)
-	}
-	if err := db.Update(initialise); err != nil {
-		return nil, errors.Join(fmt.Errorf("database %s: %w", path, err), db.Close())
+		return nil, err
 	}
 	return &Store{
 		Sandboxes:  Table[Sandbox]{db: db, bucket: sandboxesBucket, kind: "sandbox"},
 		Containers: Table[Container]{db: db, bucket: containersBucket, kind: "container"},
 		db:         db,
 	}, nil
+}
+
+// openIntact opens a database only if every page of it can be read: bolt itself looks
+// at no more than the first two, and panics, or faults behind the end of a file that
+// was cut, when it meets what is wrong with another.
+func openIntact(path string) (db *bolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			// A panic leaves a transaction behind, for which Close would wait: the file
+			// stays open, and locked, until this process ends, which it does for want of it.
+			db, err = nil, openError(path, fmt.Errorf("%w: %v", bolterrors.ErrInvalid, p))
+		}
+	}()
+	db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout})
+	if err != nil {
+		return nil, openError(path, err)
+	}
+	if err := db.View(readAll); err != nil {
+		return nil, errors.Join(openError(path, err), db.Close())
+	}
+	if err := db.Update(initialise); err != nil {
+		return nil, errors.Join(fmt.Errorf("database %s: %w", path, err), db.Close())
+	}
+	return db, nil
+}
+
+// readAll visits every page that is in use and every record. bolt's own check runs in
+// a goroutine of its own, where a panic could not be caught; it comes second, when all
+// can be read, and finds pages that are used twice.
+func readAll(tx *bolt.Tx) error {
+	err := tx.ForEach(func(_ []byte, bucket *bolt.Bucket) error {
+		_ = bucket.Stats()
+		return bucket.ForEach(func(_, value []byte) error {
+			_ = bytes.Count(value, []byte{0}) // touches it all
+			return nil
+		})
+	})
+	for wrong := range tx.Check() {
+		err = errors.Join(err, fmt.Errorf("%w: %w", bolterrors.ErrInvalid, wrong))
+	}
+	return err
 }
 
 func openError(path string, err error) error {

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -177,6 +178,34 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("Open: %v", err)
 		}
 	})
+	for name, damage := range map[string]func(t *testing.T, path string){
+		"a database with a page overwritten": func(t *testing.T, path string) {
+			overwrite(t, path, 2*int64(os.Getpagesize()), -1)
+		},
+		"a database that was cut": func(t *testing.T, path string) {
+			if err := os.Truncate(path, 3*int64(os.Getpagesize())); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a database with one wrong byte in each page": func(t *testing.T, path string) {
+			for page := range int64(4) {
+				overwrite(t, path, (2+page)*int64(os.Getpagesize())+10, 1)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "metadata.db")
+			fill(t, path)
+			damage(t, path)
+			before, _ := os.ReadFile(path)
+			if _, err := Open(path); !errdefs.IsDataLoss(err) {
+				t.Errorf("Open: %v", err)
+			}
+			if after, _ := os.ReadFile(path); string(before) != string(after) {
+				t.Error("the refused database was changed")
+			}
+		})
+	}
 	t.Run("a database in use", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "metadata.db")
 		open(t, path)
@@ -184,6 +213,44 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("Open: %v", err)
 		}
 	})
+}
+
+// fill makes a database of several pages.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	s, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		id := strconv.Itoa(i)
+		if err := s.Sandboxes.Create(id, Sandbox{ID: id, Config: make([]byte, 1000)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// overwrite puts garbage into a file; length -1 means to its end.
+func overwrite(t *testing.T, path string, from, length int64) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if length < 0 {
+		length = info.Size() - from
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := file.WriteAt(bytes.Repeat([]byte{0xa5}, int(length)), from); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestSchemaDrawing compares the picture in doc.go with a fresh database.
