@@ -37,6 +37,9 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	if err != nil {
 		return nil, err
 	}
+	if err := s.removeSuperseded(ctx, box.ID); err != nil {
+		return nil, err
+	}
 	vm, err := s.newContainer(box, req.GetConfig(), plan)
 	if err != nil {
 		return nil, err
@@ -104,7 +107,7 @@ func (s *Server) planVM(ctx context.Context, box sandbox, config *runtimeapi.Con
 }
 
 // checkOnlyVM refuses a second VM in a sandbox. An earlier one of the same name that
-// has ended is what kubelet leaves behind when it restarts a container.
+// has ended, or was never started, is what kubelet leaves behind when it tries again.
 func (s *Server) checkOnlyVM(box sandbox, wanted *runtimeapi.ContainerMetadata) error {
 	existing, err := s.containersOf(box.ID)
 	if err != nil {
@@ -119,7 +122,7 @@ func (s *Server) checkOnlyVM(box sandbox, wanted *runtimeapi.ContainerMetadata) 
 		case meta.GetAttempt() == wanted.GetAttempt():
 			return fmt.Errorf("VM %s of pod %s, attempt %d, exists already as %s: %w",
 				wanted.GetName(), podName(box.config), wanted.GetAttempt(), other.ID, errdefs.ErrAlreadyExists)
-		case !other.Exited():
+		case other.Running():
 			return fmt.Errorf("VM %s of pod %s still exists as %s: stop or remove it first: %w",
 				wanted.GetName(), podName(box.config), other.ID, errdefs.ErrFailedPrecondition)
 		}
@@ -141,6 +144,26 @@ func (s *Server) clearUnfinished(ctx context.Context, sandboxID string) error {
 		}
 		if err := s.destroyVM(ctx, vm); err != nil {
 			return fmt.Errorf("remove what an earlier attempt left: %w", err)
+		}
+	}
+	return nil
+}
+
+// removeSuperseded removes a VM that was created and never started, once its pod is
+// given another: kubelet has not learnt its ID, or could not start it, and would not
+// do so any more. It needs the sandbox's lock.
+func (s *Server) removeSuperseded(ctx context.Context, sandboxID string) error {
+	existing, err := s.containersOf(sandboxID)
+	if err != nil {
+		return err
+	}
+	for _, vm := range existing {
+		if !vm.StartedAt.IsZero() {
+			continue
+		}
+		s.Logger.InfoContext(ctx, "removing a VM that was never started, another takes its place", "container", vm.ID, "sandbox", sandboxID)
+		if err := s.removeContainer(ctx, vm); err != nil {
+			return fmt.Errorf("remove VM %s, which was never started: %w", vm.ID, err)
 		}
 	}
 	return nil
