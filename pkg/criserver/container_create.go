@@ -53,6 +53,7 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	steps.push("remove the unfinished VM", func(ctx context.Context) error { return s.destroyVM(ctx, vm) })
 
 	if err := s.buildVM(ctx, box, vm, plan); err != nil {
+		s.tidySoon() // a libvirtd that hung may define the domain after all
 		return nil, fmt.Errorf("create VM %s of pod %s: %w", vm.config.GetMetadata().GetName(), podName(box.config), err)
 	}
 	if vm.Container, err = s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
@@ -186,10 +187,13 @@ func (s *Server) newContainer(box sandbox, config *runtimeapi.ContainerConfig, p
 		ImageID:     plan.image.ID,
 		DomainUUID:  plan.settings.SystemUUID,
 		FDKey:       randomHex(keyBytes),
-		CreatedAt:   time.Now(),
+		CreatedAt:   failpoint.Now(),
 		MemoryBytes: plan.size.memory,
 		VCPUs:       plan.size.vcpus,
 		Resources:   resources,
+	}
+	if err := s.makeNewest(&record); err != nil {
+		return container{}, err
 	}
 	if record.DomainUUID == "" { // libvirt wants the guest's SMBIOS UUID and the domain's to be one
 		record.DomainUUID = uuid.NewString()
@@ -198,4 +202,22 @@ func (s *Server) newContainer(box sandbox, config *runtimeapi.ContainerConfig, p
 		record.LogPath = filepath.Join(box.config.GetLogDirectory(), config.GetLogPath())
 	}
 	return container{record, config}, nil
+}
+
+// makeNewest sees to it that a VM is younger than its predecessors even if the clock
+// was set back: kubelet takes the youngest of a pod for the one that counts.
+func (s *Server) makeNewest(record *metadata.Container) error {
+	siblings, err := s.containersOf(record.SandboxID)
+	for _, sibling := range siblings {
+		record.CreatedAt = after(record.CreatedAt, sibling.CreatedAt)
+	}
+	return err
+}
+
+// after is now, or the instant after earlier if now is not later.
+func after(now, earlier time.Time) time.Time {
+	if now.After(earlier) {
+		return now
+	}
+	return earlier.Add(1)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -105,7 +104,7 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	failpoint.Hit("StartContainer/domain-started")
 	steps.push("switch the VM off", func(ctx context.Context) error { return s.Domains.Destroy(ctx, vm.DomainUUID) })
 	if _, err := s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
-		r.StartedAt = time.Now()
+		r.StartedAt = after(failpoint.Now(), r.CreatedAt)
 		return nil
 	}); err != nil {
 		return err
@@ -174,7 +173,7 @@ func (s *Server) cgroupOf(box sandbox, id string) string {
 // creates another.
 func (s *Server) recordFailedStart(ctx context.Context, vm container, cause error) error {
 	_, err := s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
-		r.StartedAt = time.Now()
+		r.StartedAt = after(failpoint.Now(), r.CreatedAt)
 		r.FinishedAt = r.StartedAt
 		r.ExitCode, r.Reason, r.Message = startErrorCode, "StartError", cause.Error()
 		return nil

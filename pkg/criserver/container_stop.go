@@ -48,12 +48,14 @@ func (s *Server) shutDown(ctx context.Context, vm container, grace time.Duration
 	}
 	exited, forget := s.exits.expect(vm.ID)
 	defer forget()
+	asked, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
 	deadline := time.NewTimer(grace)
 	defer deadline.Stop()
 	again := time.NewTicker(shutdownRetry)
 	defer again.Stop()
 	for {
-		if err := s.Domains.Shutdown(ctx, vm.DomainUUID, libvirttools.ShutdownACPI); err != nil {
+		if err := s.ask(asked, vm); err != nil {
 			s.Logger.WarnContext(ctx, "guest cannot be asked to shut down", "container", vm.ID, "err", err)
 		}
 		failpoint.Hit("StopContainer/asked")
@@ -72,6 +74,14 @@ func (s *Server) shutDown(ctx context.Context, vm container, grace time.Duration
 			return false, ctx.Err()
 		}
 	}
+}
+
+// ask presses the power button. A QEMU that hangs may keep libvirt from answering: that
+// must not keep the plug from being pulled in time.
+func (s *Server) ask(asked context.Context, vm container) error {
+	asked, cancel := context.WithTimeout(asked, shutdownRetry)
+	defer cancel()
+	return s.Domains.Shutdown(asked, vm.DomainUUID, libvirttools.ShutdownACPI)
 }
 
 // kill pulls the plug of a VM if it runs, and returns when its end is recorded.

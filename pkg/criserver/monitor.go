@@ -48,6 +48,8 @@ func (s *Server) settleAll(ctx context.Context, concerned func(container) bool) 
 		}
 		if _, err := s.settle(ctx, vm.ID); err != nil && !errdefs.IsNotFound(err) && !errors.Is(err, context.Canceled) {
 			s.Logger.ErrorContext(ctx, "state of VM is in doubt", "container", vm.ID, "err", err)
+			s.overdue.enter(vm.ID)
+			s.tidySoon()
 		}
 	}
 }
@@ -90,6 +92,7 @@ func (s *Server) recordEnd(ctx context.Context, vm container, state libvirttools
 	if err := s.consoles.finish(ctx, vm.ID); err != nil {
 		s.Logger.WarnContext(ctx, "console log may be incomplete", "container", vm.ID, "err", err)
 	}
+	failpoint.Hit("StopContainer/console-finished")
 	v := s.judge(ctx, vm, state)
 	if box, err := s.findSandbox(vm.SandboxID); err == nil {
 		group := s.cgroupOf(box, vm.ID)
@@ -108,6 +111,7 @@ func (s *Server) recordEnd(ctx context.Context, vm container, state libvirttools
 	}); err != nil {
 		return err
 	}
+	failpoint.Hit("StopContainer/recorded")
 	s.Logger.InfoContext(ctx, "VM has ended", "container", vm.ID, "reason", v.reason, "exitCode", v.code, "message", v.message)
 	// The verdict is kept; the domain has nothing more to tell, and a successor may
 	// need its UUID.

@@ -8,11 +8,23 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/metadata"
 )
 
-// sweepInterval is how often Maintain looks for what is left over.
-const sweepInterval = 5 * time.Minute
+const (
+	// sweepInterval is how often Maintain looks for what is left over, tidyInterval
+	// how soon after something could not be finished.
+	sweepInterval = 5 * time.Minute
+	tidyInterval  = 5 * time.Second
+
+	// recoverTimeout bounds what Recover does before this process serves: libvirtd and
+	// CNI plugins may hang, and lists need neither. 100 VMs take a fraction of it.
+	recoverTimeout = 5 * time.Second
+
+	// tidyTimeout bounds one round of Maintain.
+	tidyTimeout = time.Minute
+)
 
 // Recover brings records and reality together after a start. It assumes:
 //
@@ -22,8 +34,8 @@ const sweepInterval = 5 * time.Minute
 //  4. VMs went on running, or ended, while no one looked: settle finds out which;
 //  5. after a reboot the network namespaces are gone, and with them every VM.
 //
-// A sandbox or VM that cannot be brought to order is reported and left for kubelet's
-// next call; only unreadable records make Recover fail, because what they stood for
+// A sandbox or VM that cannot be brought to order, or not within recoverTimeout, is
+// reported and left for kubelet's next call, or for Maintain; only unreadable records make Recover fail, because what they stood for
 // would be swept away as nobody's.
 func (s *Server) Recover(ctx context.Context) error {
 	vms, err := s.containers()
@@ -37,26 +49,69 @@ func (s *Server) Recover(ctx context.Context) error {
 	if err := s.Images.SetHolders(holders(vms)); err != nil {
 		return err
 	}
+	// Consoles first, whether or not libvirt answers: what guests said is in their files.
 	for _, vm := range vms {
-		err := s.recoverContainer(ctx, vm)
-		s.counters.recover("vm", err)
-		if err != nil {
-			s.Logger.ErrorContext(ctx, "VM is not recovered", "container", vm.ID, "err", err)
+		s.overdue.enter(vm.ID)
+		if vm.Running() {
+			if err := s.consoles.start(vm, s.Layout.VM(vm.ID)); err != nil {
+				s.Logger.ErrorContext(ctx, "console is not followed", "container", vm.ID, "err", err)
+			}
 		}
 	}
 	for _, box := range boxes {
-		err := s.recoverSandbox(ctx, box)
-		s.counters.recover("sandbox", err)
-		if err != nil {
-			s.Logger.ErrorContext(ctx, "sandbox is not recovered", "sandbox", box.ID, "pod", podName(box.config), "err", err)
+		s.overdue.enter(box.ID)
+	}
+	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+	defer cancel()
+	s.tidy(ctx)
+	s.Logger.InfoContext(ctx, "recovered", "sandboxes", len(boxes), "containers", len(vms), "overdue", len(s.overdue.all()))
+	return nil
+}
+
+// tidy brings to order what is not, and reports whether nothing is left to do. It
+// needs no lock; calls may go on beside it.
+func (s *Server) tidy(ctx context.Context) bool {
+	for _, id := range s.overdue.all() {
+		err := s.recoverOne(ctx, id)
+		if err == nil {
+			s.overdue.leave(id)
+		} else {
+			s.Logger.ErrorContext(ctx, "not recovered yet", "id", id, "err", err)
 		}
 	}
 	if err := s.sweepDomains(ctx); err != nil {
 		s.Logger.ErrorContext(ctx, "orphaned domains are not swept", "err", err)
+		return false
 	}
-	s.sweepNetworks(ctx)
-	s.Logger.InfoContext(ctx, "recovered", "sandboxes", len(boxes), "containers", len(vms))
-	return nil
+	return s.sweepNetworks(ctx) && len(s.overdue.all()) == 0
+}
+
+// recoverOne recovers a sandbox or a container; one that has been removed meanwhile
+// needs it no more.
+func (s *Server) recoverOne(ctx context.Context, id string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	vm, err := s.findContainer(id)
+	if err == nil {
+		err = s.recoverContainer(ctx, vm)
+		s.counters.recover("vm", err)
+		return err
+	}
+	if !errdefs.IsNotFound(err) {
+		return err
+	}
+	err = s.withSandbox(ctx, id, "recover", s.recoverSandbox)
+	s.counters.recover("sandbox", err)
+	return err
+}
+
+// tidySoon has Maintain look after what could not be finished.
+func (s *Server) tidySoon() {
+	select {
+	case s.hurry <- struct{}{}:
+	default: // it knows
+	}
 }
 
 // holders tells which images the VMs boot from; the image store keeps these and no
@@ -69,24 +124,38 @@ func holders(vms []container) map[string][]string {
 	return images
 }
 
-// Maintain repeats until the context ends what cannot be finished at once: the network
-// of a sandbox that failed, when tearing it down failed as well.
+// Maintain repeats until the context ends what cannot be finished at once: what Recover
+// had no time for, a VM whose end could not be recorded, the network of a sandbox that
+// failed, when tearing it down failed as well.
 func (s *Server) Maintain(ctx context.Context) error {
-	again := time.NewTicker(sweepInterval)
+	wait := sweepInterval
+	if len(s.overdue.all()) > 0 {
+		wait = tidyInterval
+	}
+	again := time.NewTimer(wait)
 	defer again.Stop()
 	for {
 		select {
+		case <-s.hurry:
+			again.Reset(tidyInterval)
+			continue
 		case <-again.C:
-			s.sweepNetworks(ctx)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		round, cancel := context.WithTimeout(ctx, tidyTimeout)
+		if s.tidy(round) {
+			again.Reset(sweepInterval)
+		} else {
+			again.Reset(tidyInterval)
+		}
+		cancel()
 	}
 }
 
 // sweepNetworks removes networks that belong to no sandbox. Without the records
 // nothing is swept.
-func (s *Server) sweepNetworks(ctx context.Context) {
+func (s *Server) sweepNetworks(ctx context.Context) bool {
 	boxes, err := s.Records.Sandboxes.List()
 	if err == nil {
 		live := map[string]bool{}
@@ -98,6 +167,7 @@ func (s *Server) sweepNetworks(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		s.Logger.ErrorContext(ctx, "orphaned networks are not swept", "err", err)
 	}
+	return err == nil
 }
 
 // Close ends what runs in this process; VMs go on.
@@ -130,12 +200,19 @@ func (s *Server) settled(ctx context.Context, id string) error {
 
 // recoverStart records the start of a VM that came up while its StartContainer died.
 func (s *Server) recoverStart(ctx context.Context, vm container) error {
+	unlock, err := s.locks.lock(ctx, vm.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	state, err := s.Domains.State(ctx, vm.DomainUUID)
 	if err != nil || !state.Active() {
 		return err
 	}
 	_, err = s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {
-		r.StartedAt = time.Now()
+		if r.StartedAt.IsZero() {
+			r.StartedAt = after(failpoint.Now(), r.CreatedAt)
+		}
 		return nil
 	})
 	return err
@@ -146,10 +223,10 @@ func (s *Server) recoverStart(ctx context.Context, vm container) error {
 func (s *Server) recoverSandbox(ctx context.Context, box sandbox) error {
 	switch box.State {
 	case metadata.SandboxCreating:
-		if err := s.Network.Teardown(ctx, networkPod(box.ID, box.config)); err != nil {
-			return err
+		if s.making.has(box.ID) {
+			return nil // by a call of this process
 		}
-		return s.Records.Sandboxes.Delete(box.ID)
+		return s.discardSandbox(ctx, box)
 	case metadata.SandboxStopped:
 		return nil
 	}
@@ -163,6 +240,14 @@ func (s *Server) recoverSandbox(ctx context.Context, box sandbox) error {
 	}
 	s.Logger.InfoContext(ctx, "network namespace is gone, as after a reboot; the sandbox is not ready any more", "pod", podName(box.config))
 	return s.stopSandbox(ctx, box)
+}
+
+// discardSandbox removes a sandbox that was never answered for.
+func (s *Server) discardSandbox(ctx context.Context, box sandbox) error {
+	if err := s.Network.Teardown(ctx, networkPod(box.ID, box.config)); err != nil {
+		return err
+	}
+	return s.Records.Sandboxes.Delete(box.ID)
 }
 
 // sweepDomains removes domains that carry our mark but have no record.

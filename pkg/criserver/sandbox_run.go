@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
@@ -31,11 +30,13 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 	if err != nil {
 		return nil, err
 	}
+	defer s.making.leave(record.ID)
 	failpoint.Hit("RunPodSandbox/recorded")
 	steps.push("delete record", func(context.Context) error { return s.Records.Sandboxes.Delete(record.ID) })
 
 	result, err := s.Network.Setup(ctx, networkPod(record.ID, config))
 	if err != nil {
+		s.tidySoon() // in case that plugins refused to undo their work
 		return nil, fmt.Errorf("network of pod %s: %w", podName(config), err)
 	}
 	failpoint.Hit("RunPodSandbox/network-set-up")
@@ -66,11 +67,23 @@ func (s *Server) reserveSandbox(ctx context.Context, config *runtimeapi.PodSandb
 		return metadata.Sandbox{}, err
 	}
 	defer unlock()
+	created := failpoint.Now()
 	existing, err := s.sandboxes()
 	if err != nil {
 		return metadata.Sandbox{}, err
 	}
 	for _, other := range existing {
+		if other.config.GetMetadata().GetUid() == config.GetMetadata().GetUid() {
+			// The youngest of a pod counts, as with containers; see makeNewest.
+			created = after(created, other.CreatedAt)
+		}
+		if other.State == metadata.SandboxCreating && !s.making.has(other.ID) {
+			// It failed, and its record could not be removed, as when the disk was full.
+			if err := s.discardSandbox(ctx, other); err != nil {
+				return metadata.Sandbox{}, fmt.Errorf("remove what is left of sandbox %s: %w", other.ID, err)
+			}
+			continue
+		}
 		if proto.Equal(other.config.GetMetadata(), config.GetMetadata()) {
 			return metadata.Sandbox{}, fmt.Errorf("sandbox %s of pod %s, attempt %d, exists already in state %s: %w",
 				other.ID, podName(config), config.GetMetadata().GetAttempt(), other.State, errdefs.ErrAlreadyExists)
@@ -81,9 +94,13 @@ func (s *Server) reserveSandbox(ctx context.Context, config *runtimeapi.PodSandb
 		return metadata.Sandbox{}, fmt.Errorf("encode configuration of pod %s: %w", podName(config), err)
 	}
 	record := metadata.Sandbox{
-		ID: randomHex(idBytes), Config: encoded, Handler: handler, CreatedAt: time.Now(), State: metadata.SandboxCreating,
+		ID: randomHex(idBytes), Config: encoded, Handler: handler, CreatedAt: created, State: metadata.SandboxCreating,
 	}
-	return record, s.Records.Sandboxes.Create(record.ID, record)
+	if err := s.Records.Sandboxes.Create(record.ID, record); err != nil {
+		return metadata.Sandbox{}, err
+	}
+	s.making.enter(record.ID)
+	return record, nil
 }
 
 // checkSandboxConfig refuses what a VM pod cannot be.

@@ -141,6 +141,9 @@ type Server struct {
 	consoles *consoles
 	access   access
 	counters *counters
+	making   *idSet        // sandboxes that a RunPodSandbox of this process is making
+	overdue  *idSet        // sandboxes and containers that Recover did not get done
+	hurry    chan struct{} // asks Maintain not to wait
 }
 
 var (
@@ -164,6 +167,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		rates:    newRates(),
 		consoles: consoles,
 		counters: counters,
+		making:   newIDSet(),
+		overdue:  newIDSet(),
+		hurry:    make(chan struct{}, 1),
 	}
 	if s.access, err = newAccess(ctx, s); err != nil {
 		return nil, errors.Join(err, consoles.close(ctx))

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
 )
@@ -72,7 +73,7 @@ func (s *Server) judge(ctx context.Context, vm container, state libvirttools.Sta
 	if state.Reason == libvirttools.ReasonUnknown || state.Reason == "" {
 		state.Reason = end.Reason
 	}
-	v := verdict{at: time.Now()}
+	v := verdict{at: after(failpoint.Now(), vm.StartedAt)}
 	if end.At.After(vm.StartedAt) && end.At.Before(v.at) {
 		v.at = end.At
 	}

@@ -10,3 +10,11 @@
 //
 // All functions may be called from anywhere.
 package failpoint
+
+// EnvFile names the file that arms a fail point by containing its name. The process
+// removes the file before it ends, so that its successor does not end there as well.
+// After the name and a space, the word "freeze" makes it stop (SIGSTOP) instead.
+const EnvFile = "AMBIPOD_FAILPOINT_FILE"
+
+// EnvClock is by how much the wall clock is wrong, in time.ParseDuration's format.
+const EnvClock = "AMBIPOD_FAILPOINT_CLOCK"

@@ -9,21 +9,20 @@ import (
 	"time"
 )
 
-// EnvFile names the file that arms a fail point by containing its name. The process
-// removes the file before it ends, so that its successor does not end there as well.
-const EnvFile = "AMBIPOD_FAILPOINT_FILE"
-
-// EnvClock is by how much the wall clock is wrong, in time.ParseDuration's format.
-const EnvClock = "AMBIPOD_FAILPOINT_CLOCK"
-
 // Hit ends the process when a test has armed the fail point of that name.
 func Hit(name string) {
 	path := os.Getenv(EnvFile)
 	if path == "" {
 		return
 	}
+	armed, err := os.ReadFile(path) //nolint:gosec // a test names the file
+	wanted, how, _ := strings.Cut(strings.TrimSpace(string(armed)), " ")
 	// Only one goroutine gets to remove the file.
-	if armed, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(armed)) != name || os.Remove(path) != nil { //nolint:gosec // a test names the file
+	if err != nil || wanted != name || os.Remove(path) != nil {
+		return
+	}
+	if how == "freeze" {
+		_ = syscall.Kill(syscall.Getpid(), syscall.SIGSTOP)
 		return
 	}
 	_ = syscall.Kill(syscall.Getpid(), syscall.SIGKILL)
