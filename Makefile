@@ -4,7 +4,7 @@
 VERSION ?= 0.1.0~dev
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test unit integration e2e conformance bench images deb lint clean
+.PHONY: help demo up down build test unit integration e2e faults conformance bench images deb lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,9 +23,9 @@ down: ## remove the node that `make up` started
 build: ## build Ambipod's programs and images into _build/bin and _tools/images
 	@hack/setup.sh demo
 
-test: ## run all tests: unit, integration, end-to-end
+test: ## run all tests: unit, integration, end-to-end, the most telling faults
 	@hack/setup.sh test
-	@hack/test.sh unit integration e2e
+	@hack/test.sh unit integration e2e faults-brief
 
 unit: ## run the tests that need neither root nor daemons, with the race detector
 	@hack/setup.sh test
@@ -38,6 +38,10 @@ integration: ## run the tests with real libvirtd, QEMU, CNI plugins and containe
 e2e: ## run the tests with a real kubelet; E2E_RUN=REGEXP chooses some
 	@hack/setup.sh test
 	@hack/test.sh e2e
+
+faults: ## kill, freeze and mislead every part of a node at every moment (15 min)
+	@hack/setup.sh test
+	@hack/test.sh faults
 
 conformance: ## compare critest against containerd with critest through criproxy
 	@hack/setup.sh test

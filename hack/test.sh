@@ -6,6 +6,9 @@
 #   integration  files with the build tag integration: real daemons, as root
 #   e2e          files with the build tag e2e: a real kubelet, as root;
 #                the environment's E2E_RUN chooses tests by a regular expression
+#   faults       files with the build tag faults: every daemon killed, frozen and
+#                misled, as root
+#   faults-brief a part of it that takes two minutes
 set -euo pipefail
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -28,8 +31,8 @@ go_test() {
 	printf '    %s tests took %d s\n' "$ring" $((SECONDS - started))
 }
 
-# tagged_ring TAG [RUN] runs the tests of the tagged files and no others: those
-# of the same packages without a tag belong to the unit ring.
+# tagged_ring TAG [RUN [OPTION...]] runs the tests of the tagged files and no others:
+# those of the same packages without a tag belong to the unit ring.
 tagged_ring() {
 	local tag=$1 run=${2:-} files
 	mapfile -t files < <(tagged "$tag")
@@ -43,7 +46,7 @@ tagged_ring() {
 	local packages
 	mapfile -t packages < <(printf './%s\n' "${files[@]%/*}" | sort -u)
 	# One package at a time: they start daemons, and the machine may be small.
-	go_test "$tag" -tags "$tag" -p 1 -count 1 -timeout 40m -run "^($run)\$" "${packages[@]}"
+	go_test "$tag" -tags "$tag" -p 1 -count 1 -timeout 40m -run "^($run)\$" "${@:3}" "${packages[@]}"
 }
 
 # summary counts tests; a package that fails without a failing test (it does not
@@ -72,6 +75,12 @@ for ring; do
 		;;
 	e2e)
 		tagged_ring e2e "${E2E_RUN:-}"
+		;;
+	faults)
+		tagged_ring faults
+		;;
+	faults-brief)
+		tagged_ring faults '' -short
 		;;
 	*)
 		printf 'hack/test.sh: unknown ring "%s"; see the list at the top of the script\n' "$ring" >&2

@@ -93,6 +93,15 @@ func (n *Node) StartDaemon(ctx context.Context, name string) error {
 	return nil
 }
 
+// SetEnv replaces what the daemon's environment has from Config.Env, from its next
+// start on.
+func (n *Node) SetEnv(daemon string, env ...string) {
+	if n.cfg.Env == nil {
+		n.cfg.Env = map[string][]string{}
+	}
+	n.cfg.Env[daemon] = env
+}
+
 // launch starts the daemon's process in a session of its own.
 func (n *Node) launch(ctx context.Context, d daemon) (process.Process, error) {
 	log, err := os.OpenFile(n.LogFile(d.name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -102,7 +111,7 @@ func (n *Node) launch(ctx context.Context, d daemon) (process.Process, error) {
 	defer func() { _ = log.Close() }()
 	// The daemon outlives whoever starts it.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), d.argv[0], d.argv[1:]...)
-	cmd.Env = []string{"PATH=" + n.tool("") + ":" + searchPath, "LANG=C.UTF-8", "HOME=" + n.root}
+	cmd.Env = append([]string{"PATH=" + n.tool("") + ":" + searchPath, "LANG=C.UTF-8", "HOME=" + n.root}, n.cfg.Env[d.name]...)
 	cmd.Dir = n.root
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

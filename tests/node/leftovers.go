@@ -72,14 +72,15 @@ func (n *Node) leases(context.Context) ([]string, error) {
 	return label("CNI lease", files), nil
 }
 
-// podCgroups are those that kubelet makes for pods.
+// podCgroups are those that kubelet makes for pods, and VMs' own.
 func (n *Node) podCgroups(context.Context) ([]string, error) {
 	dirs, err := cgroupFolders(n.Cgroup())
 	if err != nil {
 		return nil, err
 	}
 	return label("cgroup", slices.DeleteFunc(dirs, func(dir string) bool {
-		return !strings.HasPrefix(filepath.Base(dir), "pod")
+		name := filepath.Base(dir)
+		return !strings.HasPrefix(name, "pod") && (!strings.HasPrefix(name, "ambipod-") || "/"+name == n.Cgroup())
 	})), nil
 }
 
@@ -90,7 +91,7 @@ func (n *Node) podMounts(context.Context) ([]string, error) {
 		return nil, err
 	}
 	return label("mount", slices.DeleteFunc(points, func(point string) bool {
-		return point == n.path(dirKubelet)
+		return point == n.path(dirKubelet) || point == n.VMStateDir()
 	})), nil
 }
 

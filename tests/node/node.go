@@ -71,6 +71,13 @@ type Config struct {
 	// Without names daemons that Start leaves out; StartDaemon can start them
 	// later.
 	Without []string `json:"without,omitempty"`
+	// Programs replaces Ambipod's own programs, by daemon, by other builds.
+	Programs map[string]string `json:"programs,omitempty"`
+	// Env is added to the environments of daemons, by daemon, as KEY=value.
+	Env map[string][]string `json:"env,omitempty"`
+	// StateBytes, if not 0, makes vmruntime's state folder a file system of that
+	// size, so that it can be filled up.
+	StateBytes int64 `json:"stateBytes,omitempty"`
 	// Progress, if set, is called when a step begins; what it returns is called
 	// with the step's error when it ends.
 	Progress func(step string) func(error) `json:"-"`
@@ -191,7 +198,7 @@ func (n *Node) makeAll() error {
 	if err := makeCgroups(n.Cgroup()); err != nil {
 		return err
 	}
-	return errors.Join(n.writeSettings(), n.copyPrograms(), n.shareKubeletMounts())
+	return errors.Join(n.mountState(), n.writeSettings(), n.copyPrograms(), n.shareKubeletMounts())
 }
 
 // save writes what Load reads.

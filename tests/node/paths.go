@@ -21,6 +21,7 @@ const (
 	dirContainerd = "containerd" // containerd's root and state
 	dirLeases     = "leases"     // host-local's addresses in use
 	dirVM         = "vm"         // vmruntime's state
+	dirPlugins    = "plugins"    // CNI plugins of tests
 	dirKubelet    = "kubelet"    // kubelet's root
 	dirPKI        = "pki"        // kubelet's certificate
 	dirManifests  = "manifests"  // static pods
@@ -46,7 +47,12 @@ func (n *Node) path(elem ...string) string {
 func (n *Node) tool(name string) string { return filepath.Join(n.cfg.Checkout, "_tools", "bin", name) }
 
 // built is one of Ambipod's own programs.
-func (n *Node) built(name string) string { return filepath.Join(n.cfg.Checkout, "_build", "bin", name) }
+func (n *Node) built(name string) string {
+	if other := n.cfg.Programs[name]; other != "" {
+		return other
+	}
+	return filepath.Join(n.cfg.Checkout, "_build", "bin", name)
+}
 
 // image is a file among the images that hack/setup.sh makes.
 func (n *Node) image(name string) string {
@@ -80,6 +86,12 @@ func (n *Node) ManifestDir() string { return n.path(dirManifests) }
 
 // VMStateDir is vmruntime's --state-dir.
 func (n *Node) VMStateDir() string { return n.path(dirVM) }
+
+// VMRunDir is vmruntime's --run-dir.
+func (n *Node) VMRunDir() string { return filepath.Dir(n.VMRuntimeSocket()) }
+
+// PluginDir is where CNI plugins of tests take effect, for vmruntime alone.
+func (n *Node) PluginDir() string { return n.path(dirPlugins) }
 
 // SiteDir is what the image server shows.
 func (n *Node) SiteDir() string { return n.path(dirSite) }
@@ -158,6 +170,8 @@ func (n *Node) makeFolders() error {
 		{dirDaemons, 0o700},
 		{dirContainerd, 0o711},
 		{dirLeases, 0o700},
+		{dirPlugins, 0o700},
+		{dirVM, 0o711},
 		{dirKubelet, 0o711},
 		{dirPKI, 0o700},
 		{dirManifests, 0o700},

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -66,14 +65,15 @@ func (n *Node) vmruntimeCommand() []string {
 	return []string{
 		n.built("vmruntime"),
 		"--state-dir", n.path(dirVM),
-		"--run-dir", filepath.Dir(n.VMRuntimeSocket()),
+		"--run-dir", n.VMRunDir(),
 		"--listen", n.VMRuntimeSocket(),
 		"--libvirt-uri", n.LibvirtURI(),
 		"--libvirt-log-dir", n.path(dirLibvirt, "log", "qemu"),
 		"--emulator", qemuPath,
 		"--vmwrapper", n.path(dirPrograms, "vmwrapper"),
+		"--vmguest", n.built("vmguest"),
 		"--cni-conf-dir", n.path(dirEtc, "cni"),
-		"--cni-bin-dir", pluginsDir,
+		"--cni-bin-dir", n.PluginDir() + "," + pluginsDir,
 		"--accelerator", n.cfg.Accelerator,
 		"--logtostderr", "-v=2",
 	}

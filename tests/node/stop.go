@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -128,6 +129,18 @@ func (n *Node) shareKubeletMounts() error {
 	}
 	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("share kubelet's folder %s: %w", dir, err)
+	}
+	return nil
+}
+
+// mountState gives vmruntime's state a file system of its own, if that is wanted.
+func (n *Node) mountState() error {
+	if n.cfg.StateBytes == 0 {
+		return nil
+	}
+	options := "mode=0711,size=" + strconv.FormatInt(n.cfg.StateBytes, 10)
+	if err := unix.Mount("ambipod-"+n.id, n.VMStateDir(), "tmpfs", 0, options); err != nil {
+		return fmt.Errorf("mount state of vmruntime: %w", err)
 	}
 	return nil
 }

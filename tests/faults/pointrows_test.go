@@ -1,0 +1,142 @@
+//go:build faults
+
+package faults
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ambipod/ambipod/tests/bootsector"
+	"github.com/ambipod/ambipod/tests/node"
+)
+
+// pointRows kill vmruntime at each of its fail points.
+func pointRows() []row {
+	var rows []row
+	for _, p := range points {
+		for i, name := range p.names {
+			operation, point := p.operation, p.operation+"/"+name
+			then := "the pod comes up"
+			if !begins[operation] {
+				then = "the pod goes"
+			}
+			rows = append(rows, row{
+				component: "vmruntime", moment: point, fault: "kill -9", then: then,
+				brief: i == len(p.names)/2,
+				run:   func(t *testing.T, r *rig, p *pod) { r.killAt(t, p, operation, point) },
+			})
+		}
+	}
+	return rows
+}
+
+// begins are the operations that lead to a running VM.
+var begins = map[string]bool{"RunPodSandbox": true, "CreateContainer": true, "StartContainer": true}
+
+// killAt brings a pod up or down, with vmruntime killed at a point of it, and restarted.
+func (r *rig) killAt(t *testing.T, p *pod, operation, point string) {
+	ctx := deadline(t)
+	if begins[operation] {
+		if err := r.arm(point); err != nil {
+			t.Fatal(err)
+		}
+		_ = p.sync(ctx)
+		r.restarted(t, point)
+		r.comesUp(t, p)
+		return
+	}
+	container, err := p.run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.WaitPodLog(ctx, p.logPath(0), bootsector.Ready); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.arm(point); err != nil {
+		t.Fatal(err)
+	}
+	switch operation {
+	case "StopContainer":
+		var grace int64
+		if point == "StopContainer/asked" {
+			grace = 10
+		}
+		_ = p.stop(ctx, container.GetId(), grace)
+	case "RemoveContainer":
+		if err := p.stop(ctx, container.GetId(), 0); err != nil {
+			t.Fatal(err)
+		}
+		_ = p.removeContainer(ctx, container.GetId())
+	case "StopPodSandbox":
+		_ = p.stopSandbox(ctx, container.GetPodSandboxId())
+	default:
+		_ = p.removeSandbox(ctx, container.GetPodSandboxId())
+	}
+	r.restarted(t, point)
+}
+
+// restarted starts vmruntime, which must have ended at the point.
+func (r *rig) restarted(t *testing.T, point string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(deadline(t), 10*time.Second)
+	defer cancel()
+	if err := r.n.Process(node.VMRuntime).Wait(ctx); err != nil {
+		t.Fatalf("vmruntime has not passed the fail point %s: %v", point, err)
+	}
+	if err := r.n.StartDaemon(deadline(t), node.VMRuntime); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// comesUp lets kubelet's loop bring a pod up, and checks that there is one of
+// everything and that the guest lives.
+func (r *rig) comesUp(t *testing.T, p *pod) *runtimeapi.Container {
+	t.Helper()
+	ctx := deadline(t)
+	container, err := p.run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boxes, err := p.sandboxes(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready := 0
+	for _, box := range boxes {
+		if box.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
+			ready++
+		}
+	}
+	if ready != 1 {
+		t.Errorf("the pod has %d ready sandboxes: %v", ready, boxes)
+	}
+	list, err := p.containers(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	processes := 0
+	for _, c := range list {
+		found, err := r.qemus(c.GetId())
+		if err != nil {
+			t.Fatal(err)
+		}
+		processes += len(found)
+		if c.GetId() != container.GetId() && c.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
+			t.Errorf("beside the running container there is %v", c)
+		}
+	}
+	if processes != 1 {
+		t.Errorf("the pod has %d QEMU processes, want 1", processes)
+	}
+	attempt := container.GetMetadata().GetAttempt()
+	if _, err := node.WaitPodLog(ctx, p.logPath(attempt), bootsector.Ready); err != nil {
+		t.Error(err)
+	}
+	if err := r.checkGuest(ctx, p, container.GetId(), attempt); err != nil {
+		t.Error(err)
+	}
+	return container
+}
