@@ -49,18 +49,16 @@ type kind struct {
 var (
 	containerKind = kind{name: "container", image: node.ContainerImage, command: []string{"sleep", "1000000"}}
 	sectorKind    = kind{name: "vm", handler: vmHandler, image: sectorImage}
-	linuxKind     = kind{name: "linux", handler: vmHandler, image: node.VMImage}
 )
 
 // pod is what kubelet knows of a pod: its spec. All else it asks the runtime for.
 type pod struct {
 	cri
 	kind
-	uid      string
-	logs     string
-	cgroup   string
-	memory   int64
-	hostPort int32
+	uid    string
+	logs   string
+	cgroup string
+	memory int64
 }
 
 func (r *rig) pod(k kind) *pod {
@@ -310,20 +308,6 @@ func (p *pod) status(ctx context.Context, id string) (*runtimeapi.ContainerStatu
 	defer cancel()
 	answer, err := p.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
 	return answer.GetStatus(), err
-}
-
-// waitExited returns the status when the container has ended.
-func (p *pod) waitExited(ctx context.Context, id string) (status *runtimeapi.ContainerStatus, err error) {
-	err = node.Until(ctx, "the container has exited", func(ctx context.Context) error {
-		if status, err = p.status(ctx, id); err != nil {
-			return err
-		}
-		if status.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
-			return fmt.Errorf("it is %s", status.GetState())
-		}
-		return nil
-	})
-	return status, err
 }
 
 // vmID is vmruntime's own ID of what criproxy shows with a prefix.

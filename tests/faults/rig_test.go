@@ -254,7 +254,7 @@ func (r *rig) snapshot(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	for _, folder := range []string{r.n.VMStateDir(), r.n.VMRunDir(), filepath.Join(r.n.Root(), "libvirt")} {
-		err := filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
+		err := filepath.WalkDir(folder, func(path string, _ fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
@@ -366,15 +366,4 @@ func (r *rig) takeDown(failed bool) (err error) {
 		err = errors.Join(err, fmt.Errorf("left of the node: %s", strings.Join(remains, "; ")))
 	}
 	return errors.Join(err, remainsErr)
-}
-
-// stateOf is the letter of a process's state, T for one that was stopped.
-func stateOf(pid int) (string, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", err
-	}
-	_, rest, _ := strings.Cut(string(data), ") ")
-	letter, _, _ := strings.Cut(rest, " ")
-	return letter, nil
 }
