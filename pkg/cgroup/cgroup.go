@@ -30,6 +30,7 @@ type Limits struct {
 	Quota  int64  // µs of CPU time per period; 0 or less is no limit
 	Period int64  // µs; 0 leaves the kernel's default
 	CPUSet string // list of CPUs, "" for all of the parent's
+	MemSet string // list of memory nodes, likewise
 }
 
 // Path returns the group of one VM below its pod's cgroup parent as kubelet names
@@ -61,7 +62,7 @@ func slicePath(slice string) string {
 // Create makes a group, or takes the existing one, and sets its limits.
 func Create(group string, limits Limits) error {
 	if unified() {
-		if _, err := cgroup2.NewManager(mountpoint, group, cgroup2.ToResources(limits.spec())); err != nil {
+		if _, err := cgroup2.NewManager(mountpoint, group, unifiedResources(limits.spec())); err != nil {
 			return fmt.Errorf("create cgroup %s: %w", group, err)
 		}
 		return nil
@@ -79,10 +80,7 @@ func Update(group string, limits Limits) error { return update(group, limits.spe
 func update(group string, resources *specs.LinuxResources) error {
 	var err error
 	if unified() {
-		var manager *cgroup2.Manager
-		if manager, err = load2(group); err == nil {
-			err = manager.Update(cgroup2.ToResources(resources))
-		}
+		err = hierarchy(mountpoint).update(group, resources)
 	} else {
 		var control cgroup1.Cgroup
 		if control, err = load1(group); err == nil {
@@ -157,7 +155,7 @@ func RaiseMemory(group string, bytes int64) (bool, error) {
 
 // spec translates to the OCI's terms, leaving out what is not set.
 func (l Limits) spec() *specs.LinuxResources {
-	cpu := &specs.LinuxCPU{Cpus: l.CPUSet}
+	cpu := &specs.LinuxCPU{Cpus: l.CPUSet, Mems: l.MemSet}
 	if l.Shares > 0 {
 		shares := uint64(l.Shares)
 		cpu.Shares = &shares

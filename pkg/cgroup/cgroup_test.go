@@ -19,8 +19,8 @@ func TestPath(t *testing.T) {
 }
 
 func TestLimitsSpec(t *testing.T) {
-	cpu := Limits{Shares: 512, Quota: 150000, Period: 100000, CPUSet: "0-1"}.spec().CPU
-	if *cpu.Shares != 512 || *cpu.Quota != 150000 || *cpu.Period != 100000 || cpu.Cpus != "0-1" {
+	cpu := Limits{Shares: 512, Quota: 150000, Period: 100000, CPUSet: "0-1", MemSet: "0"}.spec().CPU
+	if *cpu.Shares != 512 || *cpu.Quota != 150000 || *cpu.Period != 100000 || cpu.Cpus != "0-1" || cpu.Mems != "0" {
 		t.Errorf("all set: %+v", cpu)
 	}
 	cpu = Limits{}.spec().CPU

@@ -48,7 +48,7 @@ const noLimit = 1 << 62
 func Read(group string) (Stats, error) {
 	read := read1
 	if unified() {
-		read = read2
+		read = hierarchy(mountpoint).read
 	}
 	stats, err := read(group)
 	if err != nil {

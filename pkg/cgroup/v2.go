@@ -11,21 +11,27 @@ import (
 
 	"github.com/containerd/cgroups/v3/cgroup2"
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // mountpoint is where the unified hierarchy is mounted (cgroups(7)).
 const mountpoint = "/sys/fs/cgroup"
 
-// load2 checks what cgroup2.Load does not: that the group exists.
-func load2(group string) (*cgroup2.Manager, error) {
-	if _, err := os.Stat(filepath.Join(mountpoint, group)); errors.Is(err, os.ErrNotExist) {
+// hierarchy is where a unified hierarchy is mounted.
+type hierarchy string
+
+func load2(group string) (*cgroup2.Manager, error) { return hierarchy(mountpoint).load(group) }
+
+// load checks what cgroup2.Load does not: that the group exists.
+func (h hierarchy) load(group string) (*cgroup2.Manager, error) {
+	if _, err := os.Stat(filepath.Join(string(h), group)); errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 	}
-	return cgroup2.Load(group, cgroup2.WithMountpoint(mountpoint))
+	return cgroup2.Load(group, cgroup2.WithMountpoint(string(h)))
 }
 
-func read2(group string) (Stats, error) {
-	manager, err := load2(group)
+func (h hierarchy) read(group string) (Stats, error) {
+	manager, err := h.load(group)
 	if err != nil {
 		return Stats{}, err
 	}
@@ -34,7 +40,7 @@ func read2(group string) (Stats, error) {
 		return Stats{}, err
 	}
 	cpu, memory := metrics.GetCPU(), metrics.GetMemory()
-	ceiling, err := ceiling2(group, memory.GetUsageLimit())
+	ceiling, err := h.ceiling(group, memory.GetUsageLimit())
 	if err != nil {
 		return Stats{}, err
 	}
@@ -65,11 +71,34 @@ func read2(group string) (Stats, error) {
 	}, nil
 }
 
-// ceiling2 is the smaller of a group's own memory limit and its parent's: a VM's
+// ceiling is the smaller of a group's own memory limit and its parent's: a VM's
 // group has none of its own, and above the pod's are those of whole classes of pods.
-func ceiling2(group string, own uint64) (uint64, error) {
-	parents, err := memoryLimit(path.Dir(group))
+func (h hierarchy) ceiling(group string, own uint64) (uint64, error) {
+	parents, err := h.memoryLimit(path.Dir(group))
 	return min(own, parents), err
+}
+
+func (h hierarchy) update(group string, resources *specs.LinuxResources) error {
+	manager, err := h.load(group)
+	if err != nil {
+		return err
+	}
+	return manager.Update(unifiedResources(resources))
+}
+
+// unifiedResources translates to cgroup v2's terms. The library writes a quota of -1 as
+// it is, which the kernel refuses, and none without a period.
+func unifiedResources(resources *specs.LinuxResources) *cgroup2.Resources {
+	out := cgroup2.ToResources(resources)
+	if resources.CPU == nil || resources.CPU.Quota == nil {
+		return out
+	}
+	quota := resources.CPU.Quota
+	if *quota < 0 {
+		quota = nil // "max"
+	}
+	out.CPU.Max = cgroup2.NewCPUMax(quota, resources.CPU.Period)
+	return out
 }
 
 func microseconds(n uint64) time.Duration {
@@ -81,10 +110,14 @@ func memoryLimit(group string) (uint64, error) {
 	if !unified() {
 		return memoryLimit1(group)
 	}
+	return hierarchy(mountpoint).memoryLimit(group)
+}
+
+func (h hierarchy) memoryLimit(group string) (uint64, error) {
 	if group == "/" {
 		return math.MaxUint64, nil
 	}
-	manager, err := load2(group)
+	manager, err := h.load(group)
 	if err != nil {
 		return 0, err
 	}

@@ -1,6 +1,7 @@
 package criserver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -25,11 +26,16 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 		return nil, err
 	}
 	defer unlock()
-	wanted := req.GetLinux()
-	if limit := wanted.GetMemoryLimitInBytes(); limit != 0 && limit != vm.MemoryBytes {
-		return nil, fmt.Errorf("memory of VM %s cannot be changed from %d to %d bytes while it runs, restart the pod with the new limit: %w",
-			vm.ID, vm.MemoryBytes, limit, errdefs.ErrFailedPrecondition)
+	current, err := resourcesOf(vm)
+	if err != nil {
+		return nil, err
 	}
+	has := cmp.Or(current.GetMemoryLimitInBytes(), vm.MemoryBytes)
+	if limit := req.GetLinux().GetMemoryLimitInBytes(); limit != 0 && limit != has {
+		return nil, fmt.Errorf("memory of VM %s cannot be changed from %d to %d bytes while it runs, restart the pod with the new limit: %w",
+			vm.ID, has, limit, errdefs.ErrFailedPrecondition)
+	}
+	wanted := changed(current, req.GetLinux())
 	if wanted.GetCpuQuota() > 0 && cores(wanted) > vm.VCPUs {
 		return nil, fmt.Errorf("VM %s has %d CPUs and cannot use a limit of %d, restart the pod with the new limit: %w",
 			vm.ID, vm.VCPUs, cores(wanted), errdefs.ErrFailedPrecondition)
@@ -54,4 +60,16 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 		return nil, err
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
+// changed is what is in force after an update. A field that is not set stays as it is:
+// kubelet's CPU manager names a set of CPUs and nothing else, and its limits must not
+// be lost by that.
+func changed(current, update *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	wanted := proto.CloneOf(current)
+	proto.Merge(wanted, update)
+	if len(update.GetHugepageLimits()) > 0 { // Merge appends lists
+		wanted.HugepageLimits = update.GetHugepageLimits()
+	}
+	return wanted
 }

@@ -89,5 +89,6 @@ func cgroupLimits(resources *runtimeapi.LinuxContainerResources) cgroup.Limits {
 		Quota:  resources.GetCpuQuota(),
 		Period: resources.GetCpuPeriod(),
 		CPUSet: resources.GetCpusetCpus(),
+		MemSet: resources.GetCpusetMems(),
 	}
 }
