@@ -113,7 +113,7 @@ func (b *backend) dial(ctx context.Context, _ string) (net.Conn, error) {
 		return nil, err
 	}
 	b.dialErr.Store(nil)
-	return conn, nil
+	return quiet(conn), nil
 }
 
 // watch keeps the connection up and tells when it comes and goes.

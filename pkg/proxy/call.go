@@ -78,11 +78,11 @@ func reason(err error) string {
 
 // outgoing passes the caller's metadata on, without what each hop sets itself.
 func outgoing(ctx context.Context) context.Context {
-	md, ok := metadata.FromIncomingContext(ctx)
-	if !ok {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if md = withoutHopHeaders(md); len(md) == 0 {
 		return ctx
 	}
-	return metadata.NewOutgoingContext(ctx, withoutHopHeaders(md))
+	return metadata.NewOutgoingContext(ctx, md)
 }
 
 func withoutHopHeaders(md metadata.MD) metadata.MD {

@@ -148,7 +148,7 @@ func (p *Proxy) Run(ctx context.Context, listener net.Listener) error {
 	defer p.Close()
 	server := p.server() //nolint:contextcheck // calls have contexts of their own
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	go func() { served <- server.Serve(quietListener{listener}) }()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve on %s: %w", listener.Addr(), err)
