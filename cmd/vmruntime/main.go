@@ -93,6 +93,8 @@ type settings struct {
 	virtiofsd          string
 	swtpm              string
 	kubeconfig         string
+	flexvolumeDir      string
+	rawDevices         []string
 	guestHelper        string
 	streamAddress      string
 	statusAddress      string
@@ -121,6 +123,8 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.virtiofsd, "virtiofsd", "/usr/lib/qemu/virtiofsd", "server of the folders that VMs share with this machine")
 	flags.StringVar(&s.swtpm, "swtpm", "/usr/bin/swtpm", "emulator of the TPMs of VMs that have one")
 	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "how to ask the API server for ConfigMaps and Secrets that a pod's annotations name and the pod does not mount (default: such a pod is refused)")
+	flags.StringVar(&s.flexvolumeDir, "flexvolume-dir", "", "kubelet's --volume-plugin-dir, to put Virtlet's flexvolume driver into (default: nowhere)")
+	flags.StringSliceVar(&s.rawDevices, "raw-devices", nil, "patterns such as loop* of devices below /dev that any pod may have by a flexvolume of type raw")
 	flags.StringVar(&s.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "folder of the CNI configuration, the first file by name counts")
 	flags.StringSliceVar(&s.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "folders of CNI plugins")
 	flags.StringVar(&s.accelerator, "accelerator", "auto", "auto, kvm or tcg; auto tries KVM out and falls back to software emulation")

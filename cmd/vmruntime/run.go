@@ -21,12 +21,12 @@ import (
 	"github.com/ambipod/ambipod/pkg/criserver"
 	"github.com/ambipod/ambipod/pkg/imagestore"
 	"github.com/ambipod/ambipod/pkg/kubeapi"
-	"github.com/ambipod/ambipod/pkg/layout"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
 	"github.com/ambipod/ambipod/pkg/network"
 	"github.com/ambipod/ambipod/pkg/network/fdserver"
 	"github.com/ambipod/ambipod/pkg/unixsocket"
+	"github.com/ambipod/ambipod/pkg/volumes/flexvolume"
 )
 
 // drainTimeout bounds the wait for calls under way when the process is told to stop.
@@ -56,7 +56,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 		return err
 	}
 	closers.add(records.Close)
-	if err := stage(s.layout); err != nil {
+	if err := prepare(s); err != nil {
 		return err
 	}
 	// First of all sockets: it tells a second vmruntime in time.
@@ -101,7 +101,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 		TPMs:   tpmServer(s.swtpm, qemu.User), Machines: domains, Objects: kubeapi.Objects{Kubeconfig: s.kubeconfig},
 		Accel: choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, DomainLogs: s.domainLogs, Wrapper: s.wrapper,
 		LibvirtURI: s.libvirtURI, StatusAddress: s.statusAddress,
-		StreamAddress: s.streamAddress, GuestHelper: s.guestHelper,
+		RawDevices: s.rawDevices, StreamAddress: s.streamAddress, GuestHelper: s.guestHelper,
 		QEMUUser: qemu.User, Version: version, Logger: logger,
 	})
 	if err != nil {
@@ -142,13 +142,19 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 	return nil
 }
 
-// stage has libraries put their temporary files where nobody else looks and where
+// prepare has libraries put their temporary files where nobody else looks and where
 // they do not outlive a kill: the one that writes cloud-init images stages Secrets.
-func stage(l layout.Layout) error {
-	if err := l.EmptyStaging(); err != nil {
+// Kubelet gets the driver of flexvolumes if it is to have one.
+func prepare(s settings) error {
+	if err := s.layout.EmptyStaging(); err != nil {
 		return err
 	}
-	return os.Setenv("TMPDIR", l.Staging())
+	if s.flexvolumeDir != "" {
+		if err := flexvolume.Install(s.flexvolumeDir); err != nil {
+			return err
+		}
+	}
+	return os.Setenv("TMPDIR", s.layout.Staging())
 }
 
 // serve answers CRI calls until the context ends, then lets those under way finish.

@@ -26,6 +26,7 @@ type Settings struct {
 	VCPUs         int    // number of virtual CPUs, 0 for as many as the CPU limit needs
 	DiskBus       string // scsi, virtio or sata
 	RootSize      int64  // bytes of the root disk, 0 for the image's size
+	Disks         []Disk // disks beside those of volumes, and how disks are used
 	ReplaceRoot   bool   // a persistent root that was made from another image may be lost
 	SystemUUID    string // SMBIOS system UUID, "" for a random one
 	MetaData      string // cloud-init meta-data that overrides what is generated, YAML or JSON

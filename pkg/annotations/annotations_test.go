@@ -70,6 +70,16 @@ func TestParse(t *testing.T) {
 			},
 		},
 		{
+			"disks",
+			map[string]string{Domain + "disks": "- {name: scratch, size: 1Gi, fs: ext4, mountPath: /s, bus: virtio, serial: S1}\n" +
+				"- {volume: cache, size: 5Mi}\n- {devicePath: /dev/x, cache: none, io: native, discard: ignore}"},
+			Settings{Firmware: "bios", NICModel: "virtio", DiskBus: "scsi", Datasource: "nocloud", Disks: []Disk{
+				{Name: "scratch", Size: 1 << 30, FileSystem: "ext4", MountPath: "/s", Bus: "virtio", Serial: "S1"},
+				{Volume: "cache", Size: 5 << 20},
+				{DevicePath: "/dev/x", Cache: "none", IO: "native", Discard: "ignore"},
+			}},
+		},
+		{
 			"both names, same value",
 			map[string]string{Domain + "vcpu-count": "2", "VirtletVCPUCount": "2"},
 			Settings{Firmware: "bios", NICModel: "virtio", VCPUs: 2, DiskBus: "scsi", Datasource: "nocloud"},
@@ -137,6 +147,50 @@ func TestParseRefuses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestDisksRefused(t *testing.T) {
+	for value, words := range map[string][]string{
+		"name: a":                                                              {"cannot be read"},
+		"- {name: a, size: 1Gi, colour: red}":                                  {"colour"},
+		"- {size: 1Gi}":                                                        {"disk 1", "no name"},
+		"- {name: A, size: 1Gi}":                                               {`"A"`, "lower-case"},
+		"- {name: a}":                                                          {"disk a has no size"},
+		"- {name: a, size: much}":                                              {"cannot be read"},
+		"- {name: a, size: 1Ki}":                                               {"1Ki", "1Mi"},
+		"- {name: a, size: -1Gi}":                                              {"-1Gi"},
+		"- {name: a, size: 8Ei}":                                               {"8Ei"},
+		"- {name: root, size: 1Gi}":                                            {"root is taken"},
+		"- {name: a, size: 1Gi, serial: config}":                               {"config is taken"},
+		"- {name: a, size: 1Gi, serial: 'a,b'}":                                {`"a,b"`},
+		"- {name: a, volume: b, size: 1Gi}":                                    {"a name and a volume"},
+		"- {name: a, size: 1Gi, mountPath: /a}":                                {"/a", "no fs"},
+		"- {name: a, size: 1Gi, fs: ntfs}":                                     {`fs "ntfs"`, "ext4"},
+		"- {name: a, size: 1Gi, bus: ide}":                                     {`bus "ide"`, "virtio"},
+		"- {name: a, size: 1Gi, cache: writearound}":                           {`cache "writearound"`, "directsync"},
+		"- {name: a, size: 1Gi, io: aio}":                                      {`io "aio"`, "native"},
+		"- {name: a, size: 1Gi, io: native}":                                   {"native needs the cache"},
+		"- {name: a, size: 1Gi, discard: 'on'}":                                {`discard "on"`, "unmap"},
+		"- {name: a, size: 1Gi, devicePath: dev/a}":                            {`devicePath "dev/a"`},
+		"- {name: a, size: 1Gi, devicePath: /}":                                {"root disk"},
+		"- {name: a, size: 1Gi, fs: ext4, mountPath: /a/../b}":                 {`mountPath "/a/../b"`},
+		"- {name: a, size: 1Gi, fs: ext4, mountPath: /}":                       {"root directory"},
+		"- {volume: a, mountPath: /a}":                                         {"mountPath /a is for new disks"},
+		"- {devicePath: /dev/a, size: 1Gi}":                                    {"/dev/a exists"},
+		"- {name: a, size: 1Gi}\n- {name: a, size: 1Gi}":                       {"two disks with the name a"},
+		"- {name: a, size: 1Gi, serial: s}\n- {name: b, size: 1Gi, serial: s}": {"two disks with the serial s"},
+	} {
+		_, err := Parse(map[string]string{Domain + "disks": value})
+		if !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: got %v", value, err)
+			continue
+		}
+		for _, word := range append(words, Domain+"disks", "allowed is a YAML list") {
+			if !strings.Contains(err.Error(), word) {
+				t.Errorf("%s: %q does not say %q", value, err, word)
+			}
+		}
 	}
 }
 

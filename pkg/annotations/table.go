@@ -65,6 +65,12 @@ var general = []Annotation{
 		parse: oneOf(func(s *Settings) *string { return &s.DiskBus }, busSCSI, busVirtio, busSATA),
 	},
 	{
+		Name:    Domain + "disks",
+		Allowed: diskForms, Default: "no others than the pod's volumes",
+		Doc:   diskDoc,
+		parse: func(s *Settings, value string) (err error) { s.Disks, err = parseDisks(value); return err },
+	},
+	{
 		Name: Domain + "system-uuid", Alias: "VirtletSystemUUID",
 		Allowed: "a UUID", Default: "a random one",
 		Doc: "UUID that the guest reads from its SMBIOS tables.",

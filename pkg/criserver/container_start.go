@@ -89,16 +89,25 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	steps.push("stop reading the console", func(ctx context.Context) error { return s.consoles.finish(ctx, vm.ID) })
 
 	steps.push("end the control group", func(ctx context.Context) error { return cgroup.End(ctx, s.cgroupOf(box, vm.ID)) })
-	shares, err := s.startHelpers(ctx, box, vm, settings)
+	found, err := volumesOf(vm.config, settings, s.RawDevices)
+	if err != nil {
+		return err
+	}
+	shares, err := s.startHelpers(ctx, box, vm, found.shares, settings)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, shares.close()) }()
+	disks, err := found.openDisks(s.Layout.VM(vm.ID))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, disks.close()) }()
 
 	s.Grants.Grant(vm.FDKey, s.grant(box, vm, settings, result))
 	failpoint.Hit("StartContainer/granted")
 	defer s.Grants.Revoke(vm.FDKey) // QEMU has what it needs once the domain runs
-	if err := s.Domains.Start(ctx, vm.DomainUUID); err != nil {
+	if err := s.Domains.Start(ctx, vm.DomainUUID, disks...); err != nil {
 		return errors.Join(err, shares.problems())
 	}
 	failpoint.Hit("StartContainer/domain-started")

@@ -40,7 +40,7 @@ type Guests interface {
 type Domains interface {
 	Check(ctx context.Context) (libvirttools.Info, error)
 	Define(ctx context.Context, xml string) error
-	Start(ctx context.Context, uuid string) error
+	Start(ctx context.Context, uuid string, disks ...libvirttools.OpenDisk) error
 	Shutdown(ctx context.Context, uuid string, mode libvirttools.ShutdownMode) error
 	Destroy(ctx context.Context, uuid string) error
 	Undefine(ctx context.Context, uuid string) error
@@ -112,6 +112,10 @@ type Options struct {
 	Wrapper      string                  // vmwrapper, the <emulator> of every domain
 	DomainLogs   string                  // folder of libvirt's own logs, one for each domain
 	QEMUUser     User                    // owner of the files that QEMU writes
+
+	// RawDevices are patterns of the names below /dev of devices that any pod's author
+	// may have by a flexvolume; empty for none.
+	RawDevices []string
 
 	StreamAddress string // for exec, attach and port-forward; see streaming.Options
 	GuestHelper   string // vmguest, which gives commands in guests their streams

@@ -32,6 +32,10 @@ func (s *Server) buildVM(ctx context.Context, box sandbox, vm container, plan vm
 		return err
 	}
 	failpoint.Hit("CreateContainer/root-made")
+	if err := s.makeDisks(ctx, vm, plan.volumes); err != nil {
+		return err
+	}
+	failpoint.Hit("CreateContainer/disks-made")
 	if err := s.writeConfigDisk(ctx, box, vm, plan); err != nil {
 		return err
 	}
@@ -77,10 +81,11 @@ func (s *Server) rootDisk(vm container, plan vmPlan) libvirttools.Disk {
 	if root := plan.volumes.root; root != nil {
 		disk.Path, disk.Device, disk.Format = root.node, true, libvirttools.FormatRaw
 		disk.Offset, disk.Size = volumes.RootOffset, root.size
-		return disk
+	} else {
+		disk.Path, disk.Format, disk.Ephemeral = s.Layout.VM(vm.ID).RootDisk(), libvirttools.FormatQCOW2, true
+		disk.Backing = &libvirttools.Disk{Path: plan.image.Path, Format: string(plan.image.Format)}
 	}
-	disk.Path, disk.Format, disk.Ephemeral = s.Layout.VM(vm.ID).RootDisk(), libvirttools.FormatQCOW2, true
-	disk.Backing = &libvirttools.Disk{Path: plan.image.Path, Format: string(plan.image.Format)}
+	useAs(&disk, plan.volumes.rootUse)
 	return disk
 }
 
@@ -141,7 +146,7 @@ func (s *Server) domain(box sandbox, vm container, plan vmPlan) libvirttools.Dom
 			vmwrapper.EnvKey:      vm.FDKey,
 			vmwrapper.EnvEmulator: s.Emulator,
 		},
-		Disks:       append(disks, plan.volumes.libvirtDisks(plan.settings.DiskBus)...),
+		Disks:       append(disks, plan.volumes.libvirtDisks(files, plan.settings.DiskBus)...),
 		Shares:      plan.volumes.libvirtShares(files),
 		Console:     libvirttools.Console{Socket: files.ConsoleSocket(), Log: files.ConsoleLog()},
 		AgentSocket: files.AgentSocket(),

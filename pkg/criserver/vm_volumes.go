@@ -1,18 +1,15 @@
 package criserver
 
 import (
-	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -25,20 +22,17 @@ import (
 	"github.com/ambipod/ambipod/pkg/volumes"
 )
 
-const (
-	// maxDisks is how many disks beside the root and the cloud-init disk fit, on
-	// either bus.
-	maxDisks = 24
-	// maxShares is how many folders fit; see libvirttools.
-	maxShares = 32
-)
+// maxShares is how many folders fit; see libvirttools.
+const maxShares = 32
 
 // guestVolumes is what of a pod's volumes goes into its guest, by the way it takes.
 type guestVolumes struct {
 	files  []*runtimeapi.Mount // copied at the first boot
 	shares []guestShare        // folders of the node
-	disks  []guestDisk         // block devices of the node
+	disks  []guestDisk         // block devices of the node, and files that are made
 	root   *guestDisk          // the one that the guest boots from; nil for a disk that ends with the VM
+
+	rootUse annotations.Disk // how the disk is to be used that the guest boots from
 }
 
 // guestShare is a folder that the guest mounts.
@@ -47,54 +41,46 @@ type guestShare struct {
 	mount *runtimeapi.Mount
 }
 
-// guestDisk is a block device that the guest has as a disk.
-type guestDisk struct {
-	node     string // in the node's /dev
-	path     string // in the guest
-	serial   string
-	readOnly bool
-	size     int64 // of the root, in bytes
-}
-
 // volumesOf sorts the volumes of a container by the way in which a guest can have
 // them. It looks at the node's files but changes nothing.
 //
-// Volumes that kubelet fills are copied unless mountConfig says otherwise.
-func volumesOf(config *runtimeapi.ContainerConfig, mountConfig bool) (guestVolumes, error) {
+// Volumes that kubelet fills are copied unless the settings say otherwise. rawDevices
+// are patterns of what a flexvolume may name below /dev.
+func volumesOf(config *runtimeapi.ContainerConfig, settings annotations.Settings, rawDevices []string) (guestVolumes, error) {
 	var found guestVolumes
 	for i, mount := range config.GetMounts() {
 		if mount.GetContainerPath() == terminationLog {
 			continue
 		}
-		share, err := isShared(mount, mountConfig)
-		if err != nil {
+		if err := found.addMount(i, mount, settings, rawDevices); err != nil {
 			return found, fmt.Errorf("volume mounted at %s: %w", mount.GetContainerPath(), err)
-		}
-		if share {
-			// Unique, whatever the folders are called.
-			found.shares = append(found.shares, guestShare{"volume" + strconv.Itoa(i), mount})
-		} else {
-			found.files = append(found.files, mount)
 		}
 	}
 	if len(found.shares) > maxShares {
 		return found, fmt.Errorf("the pod mounts %d folders and a VM can have %d, use fewer volumes: %w", len(found.shares), maxShares, errdefs.ErrInvalidArgument)
 	}
-	// A volume may be mounted inside of another.
-	slices.SortStableFunc(found.shares, func(a, b guestShare) int {
-		return cmp.Compare(a.mount.GetContainerPath(), b.mount.GetContainerPath())
-	})
-	var err error
-	if found.disks, err = disksOf(config.GetDevices()); err != nil {
+	if err := found.addDevices(config.GetDevices()); err != nil {
 		return found, err
 	}
-	if i := slices.IndexFunc(found.disks, func(d guestDisk) bool { return d.path == "/" }); i >= 0 {
-		root := found.disks[i]
-		if found.disks, found.root = slices.Delete(found.disks, i, i+1), &root; root.readOnly {
-			return found, fmt.Errorf("the root disk of a VM cannot be read-only: %w", errdefs.ErrInvalidArgument)
-		}
+	return found, found.applyWishes(settings.Disks)
+}
+
+// addMount takes the n-th mount of a container.
+func (v *guestVolumes) addMount(n int, mount *runtimeapi.Mount, settings annotations.Settings, rawDevices []string) error {
+	if isDisk, err := v.addVolumeDisk(mount, settings, rawDevices); err != nil || isDisk {
+		return err
 	}
-	return found, nil
+	share, err := isShared(mount, settings.MountConfig)
+	switch {
+	case err != nil:
+		return err
+	case share:
+		// Unique, whatever the folders are called.
+		v.shares = append(v.shares, guestShare{"volume" + strconv.Itoa(n), mount})
+	default:
+		v.files = append(v.files, mount)
+	}
+	return nil
 }
 
 // isShared tells folders, which guests mount, from files, which are copied. Folders
@@ -123,47 +109,6 @@ func isShared(mount *runtimeapi.Mount, mountConfig bool) (bool, error) {
 		mount.GetHostPath(), errdefs.ErrInvalidArgument)
 }
 
-func disksOf(devices []*runtimeapi.Device) ([]guestDisk, error) {
-	if len(devices) > maxDisks {
-		return nil, fmt.Errorf("the pod has %d block devices and a VM can have %d beside its root disk: %w", len(devices), maxDisks, errdefs.ErrInvalidArgument)
-	}
-	var disks []guestDisk
-	for _, device := range devices {
-		node, err := volumes.BlockDevice(device.GetHostPath())
-		if err != nil {
-			return nil, fmt.Errorf("device %s of the container: %w", device.GetContainerPath(), err)
-		}
-		guestPath := device.GetContainerPath()
-		if !path.IsAbs(guestPath) || path.Clean(guestPath) != guestPath || strings.ContainsFunc(guestPath, isControl) {
-			return nil, fmt.Errorf("device path %q of the container is not absolute and clean: %w", guestPath, errdefs.ErrInvalidArgument)
-		}
-		disks = append(disks, guestDisk{
-			node: node, path: guestPath, serial: diskSerial(guestPath),
-			readOnly: !strings.Contains(device.GetPermissions(), "w"),
-		})
-	}
-	return disks, nil
-}
-
-func isControl(r rune) bool { return r < ' ' || r == 0x7f }
-
-// diskSerial is by what the guest knows a disk: as long as virtio-blk shows it.
-func diskSerial(guestPath string) string {
-	sum := sha256.Sum256([]byte(guestPath))
-	return "vol-" + hex.EncodeToString(sum[:8])
-}
-
-// linkDisk makes, in the guest, the path of a block device a link to the disk with
-// its serial. What is there and no link stays.
-const linkDisk = `for disk in /sys/block/*; do
-  { cat "$disk/serial" || tail -c +5 "$disk/device/vpd_pg80"; } 2>/dev/null | grep -aqF "$1" || continue
-  mkdir -p "${2%/*}/"
-  if [ -L "$2" ] || [ ! -e "$2" ]; then exec ln -sfn "/dev/${disk##*/}" "$2"; fi
-  [ "${disk##*/}" = "${2##*/}" ] && exit 0
-  echo "ambipod: $2 exists already, the disk is /dev/${disk##*/}" >/dev/console; exit 1
-done
-echo "ambipod: the disk for $2 is missing" >/dev/console; exit 1`
-
 // mountShare mounts a shared folder in the guest. cloud-init's own module for that
 // passes over sources that are no block devices (22.4, cc_mounts.sanitize_devname).
 const mountShare = `mkdir -p "$2" && { grep -q "^$1 " /proc/mounts || mount -t virtiofs -o "$3" "$1" "$2"; } ||
@@ -171,16 +116,19 @@ const mountShare = `mkdir -p "$2" && { grep -q "^$1 " /proc/mounts || mount -t v
 
 // bootCommands make the volumes appear in the guest at each of its boots.
 func (v guestVolumes) bootCommands() []cloudinit.Command {
-	var commands []cloudinit.Command
-	for _, disk := range v.disks {
-		commands = append(commands, cloudinit.Command{"sh", "-c", linkDisk, "ambipod-disk", disk.serial, disk.path})
-	}
+	mounts := map[string]cloudinit.Command{}
 	for _, share := range v.shares {
-		mode := "rw"
-		if share.mount.GetReadonly() {
-			mode = "ro"
+		at := path.Clean(share.mount.GetContainerPath())
+		mounts[at] = cloudinit.Command{"sh", "-c", mountShare, "ambipod-mount", share.tag, at, mountMode(share.mount.GetReadonly())}
+	}
+	for _, disk := range v.disks {
+		for _, at := range disk.mounts {
+			mounts[at.path] = disk.mountCommand(at)
 		}
-		commands = append(commands, cloudinit.Command{"sh", "-c", mountShare, "ambipod-mount", share.tag, path.Clean(share.mount.GetContainerPath()), mode})
+	}
+	commands := v.linkCommands()
+	for _, at := range slices.Sorted(maps.Keys(mounts)) { // a volume may be mounted inside of another
+		commands = append(commands, mounts[at])
 	}
 	return commands
 }
@@ -188,7 +136,7 @@ func (v guestVolumes) bootCommands() []cloudinit.Command {
 // shareSocket is where the server of a folder listens.
 func shareSocket(files layout.VM, tag string) string { return filepath.Join(files.RunDir, tag) }
 
-// libvirtShares and libvirtDisks describe volumes to libvirt.
+// libvirtShares describes folders to libvirt.
 func (v guestVolumes) libvirtShares(files layout.VM) []libvirttools.Share {
 	var shares []libvirttools.Share
 	for _, share := range v.shares {
@@ -197,26 +145,15 @@ func (v guestVolumes) libvirtShares(files layout.VM) []libvirttools.Share {
 	return shares
 }
 
-func (v guestVolumes) libvirtDisks(bus string) []libvirttools.Disk {
-	var disks []libvirttools.Disk
-	for _, disk := range v.disks {
-		disks = append(disks, libvirttools.Disk{
-			Path: disk.node, Device: true, Format: libvirttools.FormatRaw, Bus: bus, Serial: disk.serial, ReadOnly: disk.readOnly,
-		})
-	}
-	return disks
-}
-
 // servings are the servers of a VM's folders that were started for it.
 type servings []*volumes.Serving
 
 // startHelpers starts the processes that QEMU needs beside it, in the VM's control
 // group: the servers of the VM's folders, and its TPM. They end with QEMU; its caller
 // ends the group if QEMU does not come to run.
-func (s *Server) startHelpers(ctx context.Context, box sandbox, vm container, settings annotations.Settings) (_ servings, err error) {
-	found, err := volumesOf(vm.config, settings.MountConfig)
-	if err != nil || len(found.shares) == 0 && !settings.TPM {
-		return nil, err
+func (s *Server) startHelpers(ctx context.Context, box sandbox, vm container, shares []guestShare, settings annotations.Settings) (servings, error) {
+	if len(shares) == 0 && !settings.TPM {
+		return nil, nil
 	}
 	group := s.cgroupOf(box, vm.ID)
 	// What an attempt that died has left keeps its sockets occupied.
@@ -230,7 +167,7 @@ func (s *Server) startHelpers(ctx context.Context, box sandbox, vm container, se
 		return nil, err
 	}
 	var started servings
-	for _, share := range found.shares {
+	for _, share := range shares {
 		serving, err := s.Shares.Serve(ctx, volumes.Share{
 			Source:   share.mount.GetHostPath(),
 			ReadOnly: share.mount.GetReadonly(),

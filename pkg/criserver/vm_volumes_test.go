@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/pkg/annotations"
 	"github.com/ambipod/ambipod/pkg/cloudinit"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
@@ -34,7 +35,7 @@ func TestVolumesTakeTheirWays(t *testing.T) {
 		&runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: file},
 		&runtimeapi.Mount{ContainerPath: "/a/data", HostPath: folder, Readonly: true},
 		&runtimeapi.Mount{ContainerPath: "/b", HostPath: folder},
-	), false)
+	), annotations.Settings{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +56,7 @@ func TestVolumesTakeTheirWays(t *testing.T) {
 	}
 	got := testServer().domain(sandbox{}, testVM(), vmPlan{volumes: found})
 	run := "/run/ambipod/vms/" + testID[:16] + "/"
-	shares := []libvirttools.Share{{Tag: "volume4", Socket: run + "volume4"}, {Tag: "volume5", Socket: run + "volume5"}, {Tag: "volume0", Socket: run + "volume0"}}
+	shares := []libvirttools.Share{{Tag: "volume0", Socket: run + "volume0"}, {Tag: "volume4", Socket: run + "volume4"}, {Tag: "volume5", Socket: run + "volume5"}}
 	if diff := cmp.Diff(shares, got.Shares); diff != "" {
 		t.Errorf("shares (-want +got):\n%s", diff)
 	}
@@ -64,7 +65,7 @@ func TestVolumesTakeTheirWays(t *testing.T) {
 func TestConfigVolumesAreMountedOnDemand(t *testing.T) {
 	t.Parallel()
 	secret := kubeletVolume(t, map[string]string{"token": "secret"})
-	found, err := volumesOf(withMounts(&runtimeapi.Mount{ContainerPath: "/secret", HostPath: secret}), true)
+	found, err := volumesOf(withMounts(&runtimeapi.Mount{ContainerPath: "/secret", HostPath: secret}), annotations.Settings{MountConfig: true}, nil)
 	if err != nil || len(found.shares) != 1 || len(found.files) != 0 {
 		t.Errorf("got %+v, %v; want one folder", found, err)
 	}
@@ -97,7 +98,7 @@ func TestVolumesThatAVMCannotHave(t *testing.T) {
 			[]string{"/x", "HostToContainer"},
 		},
 		"too many folders": {many, errdefs.IsInvalidArgument, []string{"33 folders", "32"}},
-		"too many disks":   {&runtimeapi.ContainerConfig{Devices: make([]*runtimeapi.Device, 25)}, errdefs.IsInvalidArgument, []string{"25 block devices", "24"}},
+		"too many disks":   {&runtimeapi.ContainerConfig{Devices: make([]*runtimeapi.Device, 26)}, errdefs.IsInvalidArgument, []string{"26 block devices", "25"}},
 		"a character device": {
 			&runtimeapi.ContainerConfig{Devices: []*runtimeapi.Device{{ContainerPath: "/dev/fuse", HostPath: os.DevNull}}},
 			errdefs.IsInvalidArgument,
@@ -106,7 +107,7 @@ func TestVolumesThatAVMCannotHave(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := volumesOf(test.config, false)
+			_, err := volumesOf(test.config, annotations.Settings{}, nil)
 			if !test.class(err) {
 				t.Errorf("got %v", err)
 			}

@@ -88,6 +88,12 @@ type VM struct {
 // RootDisk is the qcow2 overlay over the image, written by QEMU.
 func (v VM) RootDisk() string { return filepath.Join(v.Dir, "root.qcow2") }
 
+// Disk is a disk that ends with the VM, of that name in the pod's annotation.
+func (v VM) Disk(name string) string { return filepath.Join(v.Dir, "disk-"+name+".qcow2") }
+
+// VolumeDisk is the disk of a volume, in the folder that kubelet has made for it.
+func VolumeDisk(folder string) string { return filepath.Join(folder, "ambipod-disk.raw") }
+
 // ConfigDisk is the cloud-init ISO image.
 func (v VM) ConfigDisk() string { return filepath.Join(v.Dir, "config.iso") }
 

@@ -102,8 +102,17 @@ func TestBuildXMLGolden(t *testing.T) {
 	}
 	oldUEFI := equippedDomain()
 	oldUEFI.Machine, oldUEFI.Firmware.SecureBoot = libvirttools.MachinePC, false
+	tuned := plainDomain()
+	tuned.Disks = append(
+		tuned.Disks,
+		libvirttools.Disk{Path: "/vms/c0/disk-a.qcow2", Format: "qcow2", Serial: "a", Ephemeral: true},
+		libvirttools.Disk{Path: "/vms/c0/disk-b.qcow2", Format: "qcow2", Serial: "b", Ephemeral: true, Cache: libvirttools.CacheNone, IO: libvirttools.IONative},
+		libvirttools.Disk{Path: "/dev/vg/c", Device: true, Format: "raw", Bus: libvirttools.BusVirtio, Cache: libvirttools.CacheWriteBack},
+		libvirttools.Disk{Path: "/dev/vg/d", Device: true, Format: "raw", IO: libvirttools.IOThreads, Discard: libvirttools.DiscardIgnore},
+		libvirttools.Disk{Path: "/kubelet/e/disk.raw", Handed: "volume-e", Format: "raw", Serial: "e"},
+	)
 	for name, d := range map[string]libvirttools.Domain{
-		"described": described, "equipped": equippedDomain(), "equipped-pc": oldUEFI,
+		"described": described, "tuned": tuned, "equipped": equippedDomain(), "equipped-pc": oldUEFI,
 		"plain": plainDomain(), "rich": richDomain(), "maximum": maximum, "kvm": kvm,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -245,8 +254,14 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"target of other bus":  {func(d *domain) { d.Disks[0].Target = "vda" }, "target"},
 		"same target twice":    {func(d *domain) { d.Disks[0].Target, d.Disks[1].Target = "sda", "sda" }, "two disks"},
 		"virtio CD-ROM":        {func(d *domain) { d.Disks[1].Bus = libvirttools.BusVirtio }, "CD-ROM"},
+		"overlay handed over":  {func(d *domain) { d.Disks[0].Handed = "x" }, "handed over"},
+		"handed by odd name":   {func(d *domain) { d.Disks[0].Backing, d.Disks[0].Handed = nil, "a,b" }, "handed over"},
 		"odd serial":           {func(d *domain) { d.Disks[0].Serial = "a,b" }, "serial"},
 		"long serial":          {func(d *domain) { d.Disks[0].Serial = strings.Repeat("x", 37) }, "serial"},
+		"unknown cache":        {func(d *domain) { d.Disks[0].Cache = "writearound" }, `cache "writearound"`},
+		"unknown io":           {func(d *domain) { d.Disks[0].IO = "aio" }, `io "aio"`},
+		"unknown discard":      {func(d *domain) { d.Disks[0].Discard = "on" }, `discard "on"`},
+		"cached native io":     {func(d *domain) { d.Disks[0].IO = libvirttools.IONative }, "needs the cache none or directsync"},
 		"fifth IDE drive":      {func(d *domain) { d.Disks = many(5, libvirttools.BusIDE) }, "room for 4"},
 		"27th virtio disk":     {func(d *domain) { d.Disks = many(27, libvirttools.BusVirtio) }, "room for 26"},
 		"lonely virtio disk": {func(d *domain) {

@@ -1,6 +1,7 @@
 package libvirttools
 
 import (
+	"cmp"
 	"slices"
 
 	"libvirt.org/go/libvirtxml"
@@ -65,26 +66,43 @@ func disk(d Disk, target string, boots bool) libvirtxml.DomainDisk {
 		Serial:       d.Serial,
 		Address:      buses[d.bus()].address(index(target)),
 	}
-	if d.Ephemeral {
-		out.Driver.Cache = "unsafe"
-	}
 	if d.CDROM {
 		out.Device = "cdrom"
 	}
 	if d.ReadOnly || d.CDROM {
 		out.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
-	} else {
-		out.Driver.Discard = "unmap" // what the guest frees, the node gets back
 	}
-	if d.Device {
-		// Another node may write to it next: nothing of it stays in this one's memory.
-		out.Driver.Cache, out.Driver.IO = "none", "native"
-	}
+	setDriver(out.Driver, d)
 	if boots {
 		out.Boot = &libvirtxml.DomainDeviceBoot{Order: 1}
 	}
 	return out
 }
+
+// setDriver says how QEMU reads and writes a disk.
+func setDriver(driver *libvirtxml.DomainDiskDriver, d Disk) {
+	switch {
+	case d.Device:
+		// Another node may write to it next: nothing of it stays in this one's memory.
+		driver.Cache, driver.IO = CacheNone, IONative
+	case d.Ephemeral:
+		driver.Cache = CacheUnsafe
+	}
+	if !d.ReadOnly && !d.CDROM {
+		driver.Discard = DiscardUnmap // what the guest frees, the node gets back
+	}
+	if d.Cache != "" {
+		driver.Cache = d.Cache
+		if !uncached(d.Cache) {
+			driver.IO = ""
+		}
+	}
+	driver.IO, driver.Discard = cmp.Or(d.IO, driver.IO), cmp.Or(d.Discard, driver.Discard)
+}
+
+// uncached says whether QEMU goes past the page cache, without which it cannot use
+// the kernel's own asynchronous I/O.
+func uncached(cache string) bool { return cache == CacheNone || cache == CacheDirectSync }
 
 // backing states the whole chain under a disk; its empty end tells libvirt not to
 // look into the files for more.
@@ -106,7 +124,7 @@ func source(d Disk, label []libvirtxml.DomainDeviceSecLabel) *libvirtxml.DomainD
 	if d.Device {
 		out.Block = &libvirtxml.DomainDiskSourceBlock{Dev: d.Path, SecLabel: label}
 	} else {
-		out.File = &libvirtxml.DomainDiskSourceFile{File: d.Path, SecLabel: label}
+		out.File = &libvirtxml.DomainDiskSourceFile{File: d.Path, FDGroup: d.Handed, SecLabel: label}
 	}
 	if d.Size > 0 {
 		out.Slices = &libvirtxml.DomainDiskSlices{Slices: []libvirtxml.DomainDiskSlice{{

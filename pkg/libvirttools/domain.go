@@ -21,6 +21,27 @@ const (
 	BusIDE    = "ide"    // for old guests without virtio, on MachinePC: at most four
 )
 
+// Cache modes: how much of a disk's data the node keeps in its memory.
+const (
+	CacheNone         = "none"
+	CacheWriteThrough = "writethrough"
+	CacheWriteBack    = "writeback"
+	CacheDirectSync   = "directsync"
+	CacheUnsafe       = "unsafe" // even what the guest flushes
+)
+
+// Ways of asynchronous I/O.
+const (
+	IOThreads = "threads"
+	IONative  = "native"
+)
+
+// What becomes of blocks that the guest frees.
+const (
+	DiscardUnmap  = "unmap" // the node gets them back
+	DiscardIgnore = "ignore"
+)
+
 // CPU models that are modes of libvirt; every other one is a name from libvirt's
 // CPU map, for example "Nehalem".
 const (
@@ -98,6 +119,14 @@ type Disk struct {
 	// Ephemeral says that the disk ends with the VM, so that the guest's flushes need
 	// not wait for the node's disk, and neither need QEMU when it is told to end.
 	Ephemeral bool
+	// Handed says that QEMU's user cannot reach the file, and Start is given it open,
+	// for reading and writing, under this name. Empty for a disk that QEMU opens.
+	Handed string
+	// Cache, IO and Discard are libvirt's words for its driver element; each has a
+	// default that suits the kind of disk.
+	Cache   string // CacheNone …
+	IO      string // IOThreads or IONative, which needs CacheNone or CacheDirectSync
+	Discard string // DiscardUnmap or DiscardIgnore
 }
 
 // Share is a folder that the guest mounts with the file system type virtiofs. Its

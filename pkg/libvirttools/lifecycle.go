@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/containerd/errdefs"
 	"libvirt.org/go/libvirt"
@@ -71,13 +72,24 @@ func (c *Client) nameIsFree(conn *libvirt.Connect, name, uuid string) error {
 	return errors.Join(dom.Free(), fmt.Errorf("another domain is called %s: %w", name, errdefs.ErrAlreadyExists))
 }
 
+// OpenDisk is a file that QEMU is given instead of its path.
+type OpenDisk struct {
+	Name string   // a Disk's Handed
+	File *os.File // stays the caller's, who may close it after Start
+}
+
 // Start boots a defined domain and returns when QEMU runs it. A domain that runs
 // already is no error. It needs a Define before: errdefs.ErrNotFound.
-func (c *Client) Start(ctx context.Context, uuid string) error {
+func (c *Client) Start(ctx context.Context, uuid string, disks ...OpenDisk) error {
 	err := c.change(ctx, uuid, func(dom *libvirt.Domain) error {
 		state, err := stateOf(dom)
 		if err != nil || state.Active() {
 			return err
+		}
+		for _, disk := range disks {
+			if err := dom.FDAssociate(disk.Name, []os.File{*disk.File}, 0); err != nil {
+				return fmt.Errorf("hand over disk %s: %w", disk.Name, err)
+			}
 		}
 		err = dom.Create()
 		if err == nil || !hasCode(err, libvirt.ERR_OPERATION_INVALID) {

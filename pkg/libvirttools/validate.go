@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
+	"libvirt.org/go/libvirtxml"
 )
 
 const (
@@ -208,7 +209,34 @@ func validateDisk(d Disk) error {
 		return invalid("serial %q of disk %s must be up to %d letters, digits, dots, pluses, dashes and underscores",
 			d.Serial, d.Path, maxSerialLength)
 	}
+	if d.Handed != "" && (d.Device || d.ReadOnly || d.Backing != nil || !serialPattern.MatchString(d.Handed)) {
+		return invalid("disk %s cannot be handed over as %q: only a writable file without an image under it can", d.Path, d.Handed)
+	}
+	if err := validateDriver(d); err != nil {
+		return err
+	}
 	return validateChain(d)
+}
+
+func validateDriver(d Disk) error {
+	for _, word := range []struct {
+		what, value string
+		allowed     []string
+	}{
+		{"cache", d.Cache, []string{CacheNone, CacheWriteThrough, CacheWriteBack, CacheDirectSync, CacheUnsafe}},
+		{"io", d.IO, []string{IOThreads, IONative}},
+		{"discard", d.Discard, []string{DiscardUnmap, DiscardIgnore}},
+	} {
+		if word.value != "" && !slices.Contains(word.allowed, word.value) {
+			return invalid("%s %q of disk %s is none of %s", word.what, word.value, d.Path, strings.Join(word.allowed, ", "))
+		}
+	}
+	var driver libvirtxml.DomainDiskDriver
+	setDriver(&driver, d)
+	if driver.IO == IONative && !uncached(driver.Cache) {
+		return invalid("io %s of disk %s needs the cache %s or %s", IONative, d.Path, CacheNone, CacheDirectSync)
+	}
+	return nil
 }
 
 // validateChain looks at the files of a disk and of all images under it.

@@ -45,10 +45,64 @@ runcmd:
       printf "\nchanged" | dd of=/dev/sub/ro bs=8 count=1 conv=fsync && echo "a read-only disk was written to"
       echo "by guest" | dd of=/dev/xdata bs=9 count=1 conv=fsync && echo "disk written"
       mkdir -p /one/data/folder && echo kept >/one/data/folder/file
+      cat /cache/left
+      echo "kept by the volume" >/cache/left
+      head -c 33554432 /dev/urandom >/scratch/filler && echo "scratch: $(grep -c " /scratch ext4 rw" /proc/mounts)"
+      mkfs.ext2 /dev/blank >/dev/null 2>&1; echo "blank: $(blockdev --getsize64 /dev/blank)"
+      echo "by guest" >/flex/file && echo "flex: $(grep -c " /flex ext4 rw" /proc/mounts)"
+      cat /raw/hello
+      touch /raw/new && echo "a read-only flexvolume was written to"
     } >/one/data/report 2>&1
     sync
     mv /one/data/report /one/data/done
+    until [ -e /one/data/restarted ]; do sleep 1; done
+    echo "still here" >/one/data/still; sync
+    mv /one/data/still /one/data/after
 `
+
+// volumeDisks are disks of all kinds that the annotation knows.
+const volumeDisks = `
+- {name: scratch, size: 64Mi, fs: ext4, mountPath: /scratch, cache: none, io: native}
+- {name: blank, size: 6Mi, devicePath: /dev/blank, bus: virtio, discard: ignore}
+- {volume: cache, size: 32Mi}
+- {volume: flex, cache: writeback}
+- {devicePath: /dev/xdata, io: threads}
+`
+
+// volumeAt is a folder where kubelet has a volume of that kind, on the file system
+// of the node's own files.
+func volumeAt(t *testing.T, kind, name, options string) string {
+	t.Helper()
+	top, err := os.MkdirTemp("/var/tmp", "ambipod-volume") //nolint:usetesting // on the node's file system
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(top) })
+	dir := filepath.Join(top, "volumes", kind, name)
+	must(t, os.MkdirAll(dir, 0o700))
+	if options != "" {
+		must(t, os.WriteFile(filepath.Join(dir, "options.json"), []byte(options), 0o600))
+	}
+	return dir
+}
+
+// partitioned is a device whose second partition has a file system with a file.
+func partitioned(t *testing.T) string {
+	t.Helper()
+	const size, start = 16 << 20, 4 << 20
+	device, file := loop(t, size, "")
+	content := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(content, "hello"), []byte("from the second partition\n"), 0o644))
+	for _, argv := range [][]string{
+		{"sfdisk", "--quiet", "--label", "dos", file},
+		{"mke2fs", "-q", "-F", "-t", "ext4", "-d", content, "-E", fmt.Sprintf("offset=%d", start), file, "8M"},
+	} {
+		cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+		cmd.Stdin = strings.NewReader("start=2048, size=2048\nstart=8192\n")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s", argv, err, out)
+		}
+	}
+	return device
+}
 
 // loop attaches a file of that size and content as a block device.
 func loop(t *testing.T, size int64, content string) (device, file string) {
@@ -97,12 +151,14 @@ func waitFile(t *testing.T, path string) string {
 }
 
 func TestVolumesReachTheGuest(t *testing.T) {
+	// The second pod finds what the first one left: so does a VM that is restarted.
+	cache := volumeAt(t, "kubernetes.io~empty-dir", "cache", "")
 	for _, bus := range []string{"scsi", "virtio"} {
-		t.Run(bus, func(t *testing.T) { volumesReachTheGuest(t, bus) })
+		t.Run(bus, func(t *testing.T) { volumesReachTheGuest(t, bus, cache) })
 	}
 }
 
-func volumesReachTheGuest(t *testing.T, bus string) {
+func volumesReachTheGuest(t *testing.T, bus, cache string) {
 	n := criNode(t)
 	c := dial(t, n)
 	c.pull(t, vmKind)
@@ -114,6 +170,7 @@ func volumesReachTheGuest(t *testing.T, bus string) {
 	must(t, os.WriteFile(injected, []byte("a file"), 0o644))
 	data, dataFile := loop(t, dataSize, "")
 	readOnly, readFile := loop(t, readSize, "untouched")
+	raw := fmt.Sprintf(`{"type":"raw","path":%q,"part":"2","kubernetes.io/readwrite":"ro"}`, partitioned(t))
 	// Kubelet names devices by links of its own.
 	link := filepath.Join(t.TempDir(), "pvc-1")
 	must(t, os.Symlink(data, link))
@@ -121,11 +178,14 @@ func volumesReachTheGuest(t *testing.T, bus string) {
 
 	p := &pod{client: c, config: podConfig(t, n, vmKind), container: containerConfig(vmKind), kind: vmKind}
 	t.Cleanup(func() { p.removeAtEnd(t) })
-	p.config.Annotations = map[string]string{"vm.ambipod.io/user-data": volumeReport, "vm.ambipod.io/disk-bus": bus}
+	p.config.Annotations = map[string]string{"vm.ambipod.io/user-data": volumeReport, "vm.ambipod.io/disk-bus": bus, "vm.ambipod.io/disks": volumeDisks}
 	p.container.Mounts = []*runtimeapi.Mount{
 		{ContainerPath: "/one/data", HostPath: one},
 		{ContainerPath: "/two/data", HostPath: two, Readonly: true},
 		{ContainerPath: "/etc/injected", HostPath: injected, Readonly: true},
+		{ContainerPath: "/cache", HostPath: cache},
+		{ContainerPath: "/flex", HostPath: volumeAt(t, "virtlet~flexvolume_driver", "flex", `{"type":"qcow2","capacity":"40MB"}`)},
+		{ContainerPath: "/raw", HostPath: volumeAt(t, "virtlet~flexvolume_driver", "raw", raw)},
 	}
 	p.container.Devices = []*runtimeapi.Device{
 		{ContainerPath: "/dev/xdata", HostPath: link, Permissions: "mrw"},
@@ -133,10 +193,15 @@ func volumesReachTheGuest(t *testing.T, bus string) {
 	}
 	must(t, p.tryRun(t))
 	report := waitFile(t, filepath.Join(one, "done"))
-	for _, want := range []string{
+	wants := []string{
+		"scratch: 1\n", "blank: 6291456\n", "flex: 1\n", "from the second partition\n",
 		"writable: one\n", "read-only: two\n", "injected: a file\n", "\nuntouched", "disk written\n",
 		fmt.Sprintf("disk: %d\n", dataSize), fmt.Sprintf("read-only disk: %d\n", readSize),
-	} {
+	}
+	if bus == "virtio" {
+		wants = append(wants, "kept by the volume\n")
+	}
+	for _, want := range wants {
 		if !strings.Contains(report, want) {
 			t.Errorf("the guest does not say %q", want)
 		}
@@ -158,6 +223,13 @@ func volumesReachTheGuest(t *testing.T, bus string) {
 		}
 	}
 	serversInGroup(t, n, p.id, 2)
+	countsAsWritten(t, p, 32<<20)
+	// The folders' servers are nobody's children and go on without vmruntime.
+	must(t, n.Restart(deadline(t), node.VMRuntime))
+	must(t, os.WriteFile(filepath.Join(one, "restarted"), nil, 0o600))
+	if text := waitFile(t, filepath.Join(one, "after")); text != "still here\n" {
+		t.Errorf("after a restart of vmruntime the guest says %q", text)
+	}
 
 	p.removeAtEnd(t)
 	nothingLeft(t, n)
@@ -170,6 +242,22 @@ func volumesReachTheGuest(t *testing.T, bus string) {
 			t.Errorf("%s does not begin with %q: %v", file, want, err)
 		}
 	}
+}
+
+// countsAsWritten checks that the writable layer of a VM includes its further disks:
+// the root disk of a guest that has just booted has not grown to that.
+func countsAsWritten(t *testing.T, p *pod, least uint64) {
+	t.Helper()
+	eventually(t, "the VM's writable layer has grown", func(ctx context.Context) error {
+		answer, err := p.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: p.id})
+		if err != nil {
+			return err
+		}
+		if used := answer.GetStats().GetWritableLayer().GetUsedBytes().GetValue(); used < least {
+			return fmt.Errorf("%d bytes of %d", used, least)
+		}
+		return nil
+	})
 }
 
 // owner is who may open a file, in words that can be compared.

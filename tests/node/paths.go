@@ -99,6 +99,12 @@ func (n *Node) SiteDir() string { return n.path(dirSite) }
 // CNIConfig is the CNI configuration of both runtimes.
 func (n *Node) CNIConfig() string { return n.path(dirEtc, "cni", "10-ambipod.conflist") }
 
+// KubeletDir is kubelet's --root-dir.
+func (n *Node) KubeletDir() string { return n.path(dirKubelet) }
+
+// volumePluginDir is where kubelet looks for flexvolume drivers.
+func (n *Node) volumePluginDir() string { return n.path(dirKubelet, "exec-plugins") }
+
 // PodLogDir is where kubelet has the pods' logs written.
 func (n *Node) PodLogDir() string { return n.path(dirPods) }
 

@@ -74,6 +74,8 @@ func (n *Node) vmruntimeCommand() []string {
 		"--vmguest", n.built("vmguest"),
 		"--cni-conf-dir", n.path(dirEtc, "cni"),
 		"--cni-bin-dir", n.PluginDir() + "," + pluginsDir,
+		"--flexvolume-dir", n.volumePluginDir(),
+		"--raw-devices", "loop*",
 		"--accelerator", n.cfg.Accelerator,
 		"--logtostderr", "-v=2",
 	}

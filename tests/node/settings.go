@@ -297,7 +297,7 @@ func (n *Node) kubeletSettings() kubeletConfig {
 		CgroupRoot:             n.Cgroup(),
 		EnforceNodeAllocatable: []string{},
 		PodLogsDir:             n.PodLogDir(),
-		VolumePluginDir:        n.path(dirKubelet, "exec-plugins"),
+		VolumePluginDir:        n.volumePluginDir(),
 		ResolvConf:             n.path(dirEtc, "resolv.conf"),
 		EvictionHard: map[string]string{
 			"memory.available": "1Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%",

@@ -1,0 +1,164 @@
+//go:build integration
+
+package libvirttools_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambipod/ambipod/pkg/libvirttools"
+	"github.com/ambipod/ambipod/tests/bootsector"
+)
+
+// TestManyDisks: QEMU itself, and not only the XML, takes the root disk, the
+// cloud-init disk and 24 more on either bus, with every way to use them.
+func TestManyDisks(t *testing.T) {
+	modes := []libvirttools.Disk{
+		{},
+		{Ephemeral: true},
+		{Cache: libvirttools.CacheNone, IO: libvirttools.IONative},
+		{Cache: libvirttools.CacheDirectSync, IO: libvirttools.IOThreads},
+		{Cache: libvirttools.CacheWriteThrough, Discard: libvirttools.DiscardIgnore},
+		{Cache: libvirttools.CacheWriteBack, ReadOnly: true},
+		{Cache: libvirttools.CacheUnsafe, Discard: libvirttools.DiscardUnmap},
+	}
+	for _, bus := range []string{libvirttools.BusSCSI, libvirttools.BusVirtio} {
+		t.Run(bus, func(t *testing.T) {
+			c, g := client(t), describeGuest(t)
+			g.Disks[0].Bus, g.Disks[0].Serial = bus, "root"
+			const count = 24
+			for i := range count {
+				disk := modes[i%len(modes)]
+				disk.Path, disk.Format = filepath.Join(filepath.Dir(g.base), fmt.Sprintf("data%d", i)), libvirttools.FormatRaw
+				disk.Bus, disk.Serial = bus, fmt.Sprintf("serial-%d", i)
+				if err := os.WriteFile(disk.Path, make([]byte, 1<<20), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				g.Disks = append(g.Disks, disk)
+			}
+			define(t, c, g)
+			g.boot(t, c)
+			frontends := map[string]string{libvirttools.BusSCSI: "scsi-hd", libvirttools.BusVirtio: "virtio-blk-pci"}
+			if got := len(devicesOf(t, g, frontends[bus])); got != count+1 {
+				t.Errorf("QEMU has %d disks on bus %s, want %d", got, bus, count+1)
+			}
+			checkCaches(t, g)
+		})
+	}
+}
+
+// devicesOf lists the serial numbers of QEMU's devices of one kind.
+func devicesOf(t *testing.T, g *guest, kind string) []string {
+	t.Helper()
+	var serials []string
+	for _, arg := range arguments(t, g) {
+		var device struct{ Driver, Serial string }
+		if json.Unmarshal([]byte(arg), &device) == nil && device.Driver == kind && !slices.Contains(serials, device.Serial) {
+			serials = append(serials, device.Serial)
+		}
+	}
+	return serials
+}
+
+// checkCaches compares what QEMU was told about some disks with what was asked for.
+func checkCaches(t *testing.T, g *guest) {
+	t.Helper()
+	type node struct {
+		Driver   string `json:"driver"`
+		Filename string `json:"filename"`
+		AIO      string `json:"aio"`
+		Discard  string `json:"discard"`
+		ReadOnly bool   `json:"read-only"`
+		Cache    struct {
+			Direct  bool `json:"direct"`
+			NoFlush bool `json:"no-flush"`
+		} `json:"cache"`
+	}
+	found := map[string]node{}
+	for _, arg := range arguments(t, g) {
+		var n node
+		if json.Unmarshal([]byte(arg), &n) == nil && n.Filename != "" {
+			found[filepath.Base(n.Filename)] = n
+		}
+	}
+	for name, check := range map[string]func(node) bool{
+		"data1": func(n node) bool { return n.Cache.NoFlush },
+		"data2": func(n node) bool { return n.Cache.Direct && !n.Cache.NoFlush && n.AIO == "native" },
+		"data3": func(n node) bool { return n.Cache.Direct && n.AIO == "threads" },
+		"data6": func(n node) bool { return n.Cache.NoFlush && n.Discard == "unmap" },
+	} {
+		if n := found[name]; n.Filename == "" || !check(n) {
+			t.Errorf("QEMU was told %+v about disk %s", n, name)
+		}
+	}
+}
+
+// arguments is QEMU's command line.
+func arguments(t *testing.T, g *guest) []string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", g.process(t).PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(string(text), "\x00")
+}
+
+// TestHandedDisk: QEMU reads and writes a disk in a folder that is closed to its user.
+func TestHandedDisk(t *testing.T) {
+	c, g := client(t), describeGuest(t)
+	closed := filepath.Join(filepath.Dir(g.base), "closed")
+	disk := filepath.Join(closed, "disk.raw")
+	if err := errors.Join(os.Mkdir(closed, 0o700), os.Rename(g.base, disk), os.Chmod(disk, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	g.Disks[0] = libvirttools.Disk{Path: disk, Format: libvirttools.FormatRaw, Handed: "boot", Cache: libvirttools.CacheNone}
+	define(t, c, g)
+	if err := c.Start(deadline(t), g.UUID); err == nil {
+		t.Error("the guest started without the disk that it must be given")
+	}
+	for attempt := range 2 { // a disk can be handed over again
+		file, err := os.OpenFile(disk, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := strings.Count(g.console(t), bootsector.Ready)
+		if err := c.Start(deadline(t), g.UUID, libvirttools.OpenDisk{Name: "boot", File: file}); err != nil {
+			t.Fatal(err)
+		}
+		if err := file.Close(); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "the guest to boot from its disk", func() bool {
+			return strings.Count(g.console(t), bootsector.Ready) > before
+		})
+		wrote := strings.Count(g.console(t), "WROTE")
+		g.tell(t, bootsector.Write)
+		eventually(t, "the guest to write to its disk", func() bool { return strings.Count(g.console(t), "WROTE") > wrote })
+		if err := c.Destroy(deadline(t), g.UUID); err != nil {
+			t.Fatal(err)
+		}
+		content, err := os.ReadFile(disk)
+		if err != nil || bytes.Count(content[512:1024], []byte{0}) == 512 {
+			t.Errorf("attempt %d: nothing arrived on the disk: %v", attempt, err)
+		}
+		var stat unix.Stat_t
+		if err := unix.Stat(disk, &stat); err != nil || stat.Uid != 0 || stat.Mode&0o777 != 0o600 {
+			t.Errorf("the disk belongs to %d with mode %o: %v", stat.Uid, stat.Mode, err)
+		}
+		if err := os.Truncate(disk, 512); err != nil { // what the next attempt must write
+			t.Fatal(err)
+		}
+		if err := os.Truncate(disk, bootsector.Size); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
