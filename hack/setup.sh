@@ -30,6 +30,8 @@ packages_images=(busybox-static kmod cpio grub-common grub-pc-bin e2fsprogs
 packages_deploy=(prometheus systemd)
 # What images/node/build.sh runs.
 packages_images_node=(mmdebstrap buildah)
+# What the recipe of the tests' Debian guest runs.
+packages_debian=(mmdebstrap debian-archive-keyring gpgv)
 packages_lint=(shellcheck gcc libc6-dev pkg-config libvirt-dev git)
 
 die() {
@@ -175,7 +177,8 @@ main() {
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}"
 		;;
 	test)
-		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_deploy[@]}" "${packages_lint[@]}"
+		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" \
+			"${packages_debian[@]}" "${packages_deploy[@]}" "${packages_lint[@]}"
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}" gotestsum
 		;;
 	images)
@@ -195,6 +198,7 @@ main() {
 	esac
 	step 'build Ambipod' binaries
 	image tiny.qcow2 images/tiny "$top/images/tiny/build.sh"
+	[ "$want" != test ] || image debian.qcow2 images/debian "$top/images/debian/build.sh"
 	image busybox.tar images/containers "$top/images/containers/build.sh" busybox
 	image pause.tar images/containers "$top/images/containers/build.sh" pause
 }

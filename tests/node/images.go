@@ -3,9 +3,12 @@ package node
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/containerd/errdefs"
 )
 
 // Names of the images that a node can pull.
@@ -18,10 +21,27 @@ const (
 	ContainerImage = registryHost + "/busybox:latest"
 	// VMImage is the tiny guest. References have no room for a port, so it is
 	// served on port 80 of the namespace's loopback.
-	VMImage = "vm.ambipod.io/http/127.0.0.1/" + guestFile + ":latest"
+	VMImage = guestPrefix + guestFile + ":latest"
 
-	guestFile = "tiny.qcow2"
+	guestPrefix = "vm.ambipod.io/http/127.0.0.1/"
+	guestFile   = "tiny.qcow2"
 )
+
+// ServeGuest makes a guest image of _tools/images one that the node can pull, and
+// returns the name that pods call it by.
+func (n *Node) ServeGuest(file string) (string, error) {
+	if _, err := os.Stat(n.image(file)); err != nil {
+		return "", fmt.Errorf("%s is missing, run hack/setup.sh test: %w", n.image(file), errdefs.ErrFailedPrecondition)
+	}
+	return guestPrefix + file + ":latest", copyFile(n.image(file), n.path(dirSite, file), 0o644)
+}
+
+// UseNetwork makes a CNI configuration that of the pods which are started from now
+// on, until undo is called.
+func (n *Node) UseNetwork(conflist []byte) (undo func() error, err error) {
+	const name = "cni/00-test.conflist" // runtimes take the first
+	return func() error { return os.Remove(n.path(dirEtc, name)) }, n.writeSetting(name, conflist)
+}
 
 // containerImages are the archives in _tools/images that the registry serves.
 var containerImages = []string{"pause", "busybox"}
