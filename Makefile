@@ -59,7 +59,7 @@ images: ## build the container image of the node's daemons, _build/images/node.t
 	@echo "Made _build/images/node.tar, an OCI archive."
 
 deb: ## build the Debian package of criproxy into _build
-	@CGO_ENABLED=0 go build -trimpath -o _build/bin/ ./cmd/criproxy
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)' -o _build/bin/ ./cmd/criproxy
 	@deploy/debian/build.sh "$(VERSION)" _build
 
 lint: ## check Go code and shell scripts

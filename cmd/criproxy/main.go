@@ -15,6 +15,9 @@ import (
 	"github.com/ambipod/ambipod/pkg/proxy"
 )
 
+// version is set by the linker.
+var version = "development"
+
 // Exit statuses.
 const (
 	exitFailure   = 1
@@ -50,6 +53,7 @@ type options struct {
 	stateDir    string
 	checkConfig bool
 	explain     string
+	version     bool
 }
 
 func main() {
@@ -64,6 +68,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	if err != nil {
 		return exitBadConfig // parse has said why
+	}
+	if o.version {
+		_, _ = fmt.Fprintln(stdout, "criproxy version", version)
+		return 0
 	}
 	config, err := o.load()
 	if err != nil {
@@ -104,6 +112,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	flags.StringVar(&o.stateDir, "state-dir", "", "`folder` for the last known lists, instead of the configured one")
 	flags.BoolVar(&o.checkConfig, "check-config", false, "check the configuration and exit")
 	flags.StringVar(&o.explain, "explain", "", "tell where the request in this JSON `file` (- for standard input) would go, and exit")
+	flags.BoolVar(&o.version, "version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}

@@ -104,6 +104,8 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"-config", good, "-explain", dir + "/absent.json"}, 1, "", "absent.json"},
 		{[]string{"-config", good, "-listen", nowhere}, 1, "", "create the socket's folder"},
 		{[]string{"-config", good, "-state-dir", nowhere}, 1, "", "create the folder for last known lists"},
+		{[]string{"-version"}, 0, "criproxy version " + version + "\n", ""},
+		{[]string{"-version", "-config", bad}, 0, "criproxy version ", ""},
 		{[]string{"-nonsense"}, 2, "", "flag provided but not defined: -nonsense"},
 		{[]string{"nonsense"}, 2, "", `unexpected argument "nonsense"`},
 		{[]string{"--help"}, 0, "", "Examples:"},
@@ -212,7 +214,7 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-func version(t *testing.T, c runtimeapi.RuntimeServiceClient) error {
+func callVersion(t *testing.T, c runtimeapi.RuntimeServiceClient) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -228,14 +230,14 @@ func TestSocketOfAnother(t *testing.T) {
 	startRuntime(t, dir+"/default.sock")
 	first := start(t, command(t.Context(), "-config", config))
 	client := dial(t, dir+"/p.sock")
-	if err := version(t, client); err != nil {
+	if err := callVersion(t, client); err != nil {
 		t.Fatal(err)
 	}
 	status, _, stderr := outcome(t, command(t.Context(), "-config", config))
 	if status != 1 || !strings.Contains(stderr, "criproxy: socket "+dir+"/p.sock is served by another process") || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("status %d, %q, want 1 and one sentence about the socket", status, stderr)
 	}
-	if err := version(t, client); err != nil {
+	if err := callVersion(t, client); err != nil {
 		t.Errorf("the first proxy was disturbed: %v", err)
 	}
 	if err := first.Process.Kill(); err != nil {
@@ -243,7 +245,7 @@ func TestSocketOfAnother(t *testing.T) {
 	}
 	_ = first.Wait()
 	second := start(t, command(t.Context(), "-config", config))
-	if err := version(t, client); err != nil {
+	if err := callVersion(t, client); err != nil {
 		t.Errorf("the stale socket was not taken over: %v\n%s", err, second.stderr)
 	}
 	second.terminate(t)
@@ -259,7 +261,7 @@ func TestHangup(t *testing.T) {
 	startRuntime(t, dir+"/default.sock")
 	d := start(t, command(t.Context(), "-config", config))
 	client := dial(t, dir+"/p.sock")
-	if err := version(t, client); err != nil {
+	if err := callVersion(t, client); err != nil {
 		t.Fatal(err)
 	}
 	hangup := func(more, says string) {
@@ -268,7 +270,7 @@ func TestHangup(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "the log says "+says, func() bool { return strings.Contains(d.stderr.String(), says) })
-		if err := version(t, client); err != nil {
+		if err := callVersion(t, client); err != nil {
 			t.Errorf("after %q: %v", more, err)
 		}
 	}
@@ -345,7 +347,7 @@ func TestMetricsSocket(t *testing.T) {
 	config := writeConfig(t, dir, "metricsAddress: unix:"+dir+"/m.sock\n")
 	startRuntime(t, dir+"/default.sock")
 	d := start(t, command(t.Context(), "-config", config))
-	if err := version(t, dial(t, dir+"/p.sock")); err != nil {
+	if err := callVersion(t, dial(t, dir+"/p.sock")); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "metrics are served", func() bool {

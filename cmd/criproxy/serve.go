@@ -70,7 +70,7 @@ func serve(o *options, config *proxy.Config, log *slog.Logger) error {
 			}
 		})
 	}
-	log.Info("serving the CRI", "socket", listener.Addr().String())
+	log.Info("serving the CRI", "socket", listener.Addr().String(), "version", version)
 	return p.Run(ctx, listener)
 }
 

@@ -156,7 +156,7 @@ func TestNodeSetUpRefuses(t *testing.T) {
 func TestDebianPackage(t *testing.T) {
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "criproxy")
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", binary, "github.com/ambipod/ambipod/cmd/criproxy")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-X main.version=1.2.3", "-o", binary, "github.com/ambipod/ambipod/cmd/criproxy")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -178,6 +178,9 @@ func TestDebianPackage(t *testing.T) {
 	root := filepath.Join(dir, "root")
 	mustRun(t, "dpkg-deb", "-x", filepath.Join(dir, "a", name), root)
 	mustRun(t, root+"/usr/bin/criproxy", "-config", root+"/etc/ambipod/criproxy.yaml", "-check-config")
+	if out := mustRun(t, root+"/usr/bin/criproxy", "-version"); out != "criproxy version 1.2.3\n" {
+		t.Errorf("the package's criproxy says that it is %q", out)
+	}
 	// What the units refer to, beside the package's own files.
 	targets, err := filepath.Glob("/lib/systemd/system/*.target")
 	if err != nil || len(targets) == 0 {
