@@ -94,6 +94,7 @@ type settings struct {
 	swtpm              string
 	kubeconfig         string
 	flexvolumeDir      string
+	hostRoot           string
 	rawDevices         []string
 	guestHelper        string
 	streamAddress      string
@@ -124,6 +125,7 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.swtpm, "swtpm", "/usr/bin/swtpm", "emulator of the TPMs of VMs that have one")
 	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "how to ask the API server for ConfigMaps and Secrets that a pod's annotations name and the pod does not mount (default: such a pod is refused)")
 	flags.StringVar(&s.flexvolumeDir, "flexvolume-dir", "", "kubelet's --volume-plugin-dir, to put Virtlet's flexvolume driver into (default: nowhere)")
+	flags.StringVar(&s.hostRoot, "host-root", "", "where the node's root directory is mounted, for a vmruntime in a container: folders and devices of pods are looked up below it (default: where kubelet says)")
 	flags.StringSliceVar(&s.rawDevices, "raw-devices", nil, "patterns such as loop* of devices below /dev that any pod may have by a flexvolume of type raw")
 	flags.StringVar(&s.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "folder of the CNI configuration, the first file by name counts")
 	flags.StringSliceVar(&s.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "folders of CNI plugins")

@@ -99,7 +99,7 @@ func (s *Server) planVM(ctx context.Context, box sandbox, config *runtimeapi.Con
 	if err != nil {
 		return vmPlan{}, fmt.Errorf("image of container %s: %w", config.GetMetadata().GetName(), err)
 	}
-	found, err := volumesOf(config, settings, s.RawDevices)
+	found, err := s.volumesOf(config, settings)
 	if err != nil {
 		return vmPlan{}, err
 	}

@@ -89,7 +89,7 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	steps.push("stop reading the console", func(ctx context.Context) error { return s.consoles.finish(ctx, vm.ID) })
 
 	steps.push("end the control group", func(ctx context.Context) error { return cgroup.End(ctx, s.cgroupOf(box, vm.ID)) })
-	found, err := volumesOf(vm.config, settings, s.RawDevices)
+	found, err := s.volumesOf(vm.config, settings)
 	if err != nil {
 		return err
 	}

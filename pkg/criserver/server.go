@@ -113,6 +113,9 @@ type Options struct {
 	DomainLogs   string                  // folder of libvirt's own logs, one for each domain
 	QEMUUser     User                    // owner of the files that QEMU writes
 
+	// HostRoot is the folder below which this process finds the files of volumes, "" if
+	// where kubelet says. It is for a vmruntime in a container of its own.
+	HostRoot string
 	// RawDevices are patterns of the names below /dev of devices that any pod's author
 	// may have by a flexvolume; empty for none.
 	RawDevices []string

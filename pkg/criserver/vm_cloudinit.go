@@ -18,7 +18,7 @@ import (
 
 // writeConfigDisk writes the cloud-init image of a VM.
 func (s *Server) writeConfigDisk(ctx context.Context, box sandbox, vm container, plan vmPlan) error {
-	from := sources{vm.config.GetMounts(), func(kind, name string) (map[string][]byte, error) {
+	from := sources{plan.volumes.mounts, func(kind, name string) (map[string][]byte, error) {
 		return s.Objects.Data(ctx, kind, box.config.GetMetadata().GetNamespace(), name)
 	}}
 	config, err := cloudInitConfig(box, vm.config, plan, from)

@@ -27,6 +27,7 @@ const maxShares = 32
 
 // guestVolumes is what of a pod's volumes goes into its guest, by the way it takes.
 type guestVolumes struct {
+	mounts []*runtimeapi.Mount // all that the container mounts
 	files  []*runtimeapi.Mount // copied at the first boot
 	shares []guestShare        // folders of the node
 	disks  []guestDisk         // block devices of the node, and files that are made
@@ -47,7 +48,7 @@ type guestShare struct {
 // Volumes that kubelet fills are copied unless the settings say otherwise. rawDevices
 // are patterns of what a flexvolume may name below /dev.
 func volumesOf(config *runtimeapi.ContainerConfig, settings annotations.Settings, rawDevices []string) (guestVolumes, error) {
-	var found guestVolumes
+	found := guestVolumes{mounts: config.GetMounts()}
 	for i, mount := range config.GetMounts() {
 		if mount.GetContainerPath() == terminationLog {
 			continue

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/tests/node"
@@ -300,6 +301,72 @@ func membersOf(t *testing.T, n *node.Node, id string) []string {
 	}
 	t.Fatalf("VM %s has no control group", id)
 	return nil
+}
+
+// hostRootReport tells what of the node reached the guest.
+const hostRootReport = `#cloud-config
+runcmd:
+- - sh
+  - -c
+  - |
+    { cat /data/hello /etc/injected; blockdev --getsize64 /dev/xdata; echo kept >/cache/left; } >/data/report 2>&1
+    sync
+    mv /data/report /data/done
+`
+
+// TestVolumesBelowHostRoot: a vmruntime in a container finds the volumes of pods below
+// the folder where it has the node's root directory.
+func TestVolumesBelowHostRoot(t *testing.T) {
+	n := criNode(t)
+	c := dial(t, n)
+	c.pull(t, vmKind)
+	root := t.TempDir()
+	t.Cleanup(func() {
+		n.SetArgs(node.VMRuntime)
+		must(t, n.Restart(context.Background(), node.VMRuntime))
+	})
+	n.SetArgs(node.VMRuntime, "--host-root", root)
+	must(t, n.Restart(deadline(t), node.VMRuntime))
+
+	folder, cache := filepath.Join(root, "srv", "data"), filepath.Join(root, "volumes", "kubernetes.io~empty-dir", "cache")
+	device, _ := loop(t, dataSize, "")
+	var stat unix.Stat_t
+	must(t, unix.Stat(device, &stat))
+	for _, err := range []error{
+		os.MkdirAll(folder, 0o700), os.MkdirAll(cache, 0o700), os.Mkdir(filepath.Join(root, "dev"), 0o700),
+		os.WriteFile(filepath.Join(folder, "hello"), []byte("of a folder\n"), 0o600),
+		os.WriteFile(filepath.Join(root, "file"), []byte("of a file\n"), 0o600),
+		os.Symlink("/srv/data", filepath.Join(root, "link")), // as it leads on the node
+		os.Symlink("/dev/xdata", filepath.Join(root, "pvc-1")),
+		unix.Mknod(filepath.Join(root, "dev", "xdata"), unix.S_IFBLK|0o600, int(stat.Rdev)),
+	} {
+		must(t, err)
+	}
+
+	p := &pod{client: c, config: podConfig(t, n, vmKind), container: containerConfig(vmKind), kind: vmKind}
+	t.Cleanup(func() { p.removeAtEnd(t) })
+	p.config.Annotations = map[string]string{"vm.ambipod.io/user-data": hostRootReport, "vm.ambipod.io/disks": "[{volume: cache, size: 8Mi}]"}
+	p.container.Mounts = []*runtimeapi.Mount{
+		{ContainerPath: "/data", HostPath: "/link"},
+		{ContainerPath: "/etc/injected", HostPath: "/file"},
+		{ContainerPath: "/cache", HostPath: "/volumes/kubernetes.io~empty-dir/cache"},
+	}
+	p.container.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/xdata", HostPath: "/pvc-1", Permissions: "mrw"}}
+	must(t, p.tryRun(t))
+	want := fmt.Sprintf("of a folder\nof a file\n%d\n", dataSize)
+	if report := waitFile(t, filepath.Join(folder, "done")); report != want {
+		t.Errorf("the guest says %q, want %q", report, want)
+	}
+	answer, err := p.ContainerStatus(deadline(t), &runtimeapi.ContainerStatusRequest{ContainerId: p.id})
+	must(t, err)
+	if path := answer.GetStatus().GetMounts()[0].GetHostPath(); path != "/link" {
+		t.Errorf("kubelet is told that it mounts %s", path)
+	}
+	p.removeAtEnd(t)
+	nothingLeft(t, n)
+	if info, err := os.Stat(filepath.Join(cache, "ambipod-disk.raw")); err != nil || info.Size() != 8<<20 {
+		t.Errorf("the disk of the emptyDir: %v, %v", info, err)
+	}
 }
 
 // bootReport tells whether the root disk is as the image has it, or has been used.

@@ -19,7 +19,7 @@ var points = []struct {
 		"recorded", "attachment-saved", "namespace-made", "attached", "network-set-up", "ready",
 	}},
 	{"CreateContainer", []string{
-		"recorded", "image-held", "folders-made", "root-made", "config-written", "domain-defined", "complete",
+		"recorded", "image-held", "folders-made", "root-made", "disks-made", "config-written", "domain-defined", "complete",
 	}},
 	{"StartContainer", []string{
 		"connected", "console-followed", "granted", "admitted", "domain-started", "recorded",

@@ -102,6 +102,15 @@ func (n *Node) SetEnv(daemon string, env ...string) {
 	n.cfg.Env[daemon] = env
 }
 
+// SetArgs replaces what the daemon's command line has from Config.Args, from its next
+// start on.
+func (n *Node) SetArgs(daemon string, args ...string) {
+	if n.cfg.Args == nil {
+		n.cfg.Args = map[string][]string{}
+	}
+	n.cfg.Args[daemon] = args
+}
+
 // launch starts the daemon's process in a session of its own.
 func (n *Node) launch(ctx context.Context, d daemon) (process.Process, error) {
 	log, err := os.OpenFile(n.LogFile(d.name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

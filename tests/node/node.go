@@ -75,6 +75,8 @@ type Config struct {
 	Programs map[string]string `json:"programs,omitempty"`
 	// Env is added to the environments of daemons, by daemon, as KEY=value.
 	Env map[string][]string `json:"env,omitempty"`
+	// Args is added to the command lines of daemons, by daemon.
+	Args map[string][]string `json:"args,omitempty"`
 	// StateBytes, if not 0, makes vmruntime's state folder a file system of that
 	// size, so that it can be filled up.
 	StateBytes int64 `json:"stateBytes,omitempty"`

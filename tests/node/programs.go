@@ -52,6 +52,7 @@ func (n *Node) daemon(name string) (daemon, error) {
 	default:
 		return daemon{}, fmt.Errorf("the node has no daemon %q: %w", name, errdefs.ErrNotFound)
 	}
+	d.argv = append(d.argv, n.cfg.Args[name]...)
 	return d, nil
 }
 
