@@ -10,7 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/cgroup"
-	"github.com/ambipod/ambipod/pkg/volumes"
+	"github.com/ambipod/ambipod/pkg/diskusage"
 )
 
 // ContainerStats tells what a VM uses: CPU and memory of QEMU from its control
@@ -96,15 +96,12 @@ func (s *Server) stats(box sandbox, vm container) (*runtimeapi.ContainerStats, e
 		Labels:      vm.config.GetLabels(),
 		Annotations: vm.config.GetAnnotations(),
 	}}
-	usage, err := volumes.MeasureUsage(s.Layout.VM(vm.ID).Dir)
+	usage, err := diskusage.Measure(s.Layout.VM(vm.ID).Dir)
 	if err != nil {
 		return nil, fmt.Errorf("disk use of VM %s: %w", vm.ID, err)
 	}
-	stats.WritableLayer = &runtimeapi.FilesystemUsage{
-		Timestamp:  now.UnixNano(),
-		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: s.Layout.VMs()},
-		UsedBytes:  number(usage.Bytes),
-		InodesUsed: number(usage.Inodes),
+	if stats.WritableLayer, err = filesystem(s.Layout.VMs(), usage); err != nil {
+		return nil, fmt.Errorf("disk use of VM %s: %w", vm.ID, err)
 	}
 	if !vm.Running() {
 		return stats, nil

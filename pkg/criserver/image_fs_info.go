@@ -7,7 +7,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/ambipod/ambipod/pkg/volumes"
+	"github.com/ambipod/ambipod/pkg/diskusage"
 )
 
 // ImageFsInfo tells what the image store itself uses, and what the VMs' own disks do.
@@ -16,22 +16,34 @@ func (s *Server) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	disks, err := volumes.MeasureUsage(s.Layout.VMs())
+	disks, err := diskusage.Measure(s.Layout.VMs())
 	if err != nil {
 		return nil, fmt.Errorf("disk use of VMs: %w", err)
 	}
+	ofImages, err := filesystem(s.Layout.Images(), images)
+	if err != nil {
+		return nil, fmt.Errorf("file system of images: %w", err)
+	}
+	ofDisks, err := filesystem(s.Layout.VMs(), disks)
+	if err != nil {
+		return nil, fmt.Errorf("file system of VMs: %w", err)
+	}
 	return &runtimeapi.ImageFsInfoResponse{
-		//nolint:gosec // sizes and counts are positive
-		ImageFilesystems:     []*runtimeapi.FilesystemUsage{filesystem(images.Mountpoint, uint64(images.Bytes), uint64(images.Inodes))},
-		ContainerFilesystems: []*runtimeapi.FilesystemUsage{filesystem(s.Layout.VMs(), disks.Bytes, disks.Inodes)},
+		ImageFilesystems:     []*runtimeapi.FilesystemUsage{ofImages},
+		ContainerFilesystems: []*runtimeapi.FilesystemUsage{ofDisks},
 	}, nil
 }
 
-func filesystem(mountpoint string, bytes, inodes uint64) *runtimeapi.FilesystemUsage {
+// filesystem is what a folder takes of the file system that it lies on.
+func filesystem(folder string, used diskusage.Usage) (*runtimeapi.FilesystemUsage, error) {
+	mountpoint, err := diskusage.Mountpoint(folder)
+	if err != nil {
+		return nil, err
+	}
 	return &runtimeapi.FilesystemUsage{
 		Timestamp:  time.Now().UnixNano(),
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: mountpoint},
-		UsedBytes:  number(bytes),
-		InodesUsed: number(inodes),
-	}
+		UsedBytes:  number(used.Bytes),
+		InodesUsed: number(used.Inodes),
+	}, nil
 }

@@ -11,8 +11,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/cgroup"
+	"github.com/ambipod/ambipod/pkg/diskusage"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
-	"github.com/ambipod/ambipod/pkg/volumes"
 )
 
 const (
@@ -147,7 +147,7 @@ func (s *Server) vmMetrics(box sandbox, vm container) ([]*runtimeapi.Metric, err
 }
 
 func (s *Server) spaceOf(vm container) (space, error) {
-	usage, err := volumes.MeasureUsage(s.Layout.VM(vm.ID).Dir)
+	usage, err := diskusage.Measure(s.Layout.VM(vm.ID).Dir)
 	if err != nil {
 		return space{}, err
 	}

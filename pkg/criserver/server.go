@@ -8,6 +8,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/pkg/diskusage"
 	"github.com/ambipod/ambipod/pkg/imagestore"
 	"github.com/ambipod/ambipod/pkg/layout"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
@@ -59,7 +60,7 @@ type Images interface {
 	Hold(id, holder string) error
 	Release(holder string) error
 	SetHolders(holders map[string][]string) error
-	Usage() (imagestore.Usage, error)
+	Usage() (diskusage.Usage, error)
 }
 
 // Grants lets a VM's vmwrapper fetch its tap descriptors.

@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambipod/ambipod/pkg/diskusage"
 )
 
 func newBlank(t *testing.T, format, fileSystem string) Blank {
@@ -54,7 +56,7 @@ func TestCreateBlank(t *testing.T) {
 				if fileSystem != "" {
 					checkFileSystem(t, content)
 				}
-				usage, err := MeasureUsage(b.Path)
+				usage, err := diskusage.Measure(b.Path)
 				if err != nil || usage.Bytes > 4*mebibyte {
 					t.Errorf("an empty disk takes %d bytes, %v", usage.Bytes, err)
 				}

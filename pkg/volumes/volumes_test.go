@@ -202,34 +202,3 @@ func TestRemove(t *testing.T) {
 		t.Errorf("want raw and image alone, got %v (%v)", entries, err)
 	}
 }
-
-func TestMeasureUsage(t *testing.T) {
-	dir := t.TempDir()
-	before, err := MeasureUsage(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sparse := filepath.Join(dir, "sparse")
-	if err := os.WriteFile(sparse, make([]byte, 100_000), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(sparse, 1<<40); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "a", "b"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	after, err := MeasureUsage(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if grown := after.Bytes - before.Bytes; grown < 100_000 || grown > mebibyte {
-		t.Errorf("100000 bytes take %d", grown)
-	}
-	if grown := after.Inodes - before.Inodes; grown != 3 {
-		t.Errorf("a file and two folders take %d inodes", grown)
-	}
-	if _, err := MeasureUsage(filepath.Join(dir, "absent")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("got error %v, want that it is missing", err)
-	}
-}
