@@ -4,7 +4,7 @@
 VERSION ?= 0.1.0~dev
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test unit integration e2e faults conformance bench images deb lint clean
+.PHONY: help demo up cluster down build test unit integration e2e faults conformance bench images deb lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,11 @@ up: ## start a private node, print how to use it, write _run/env
 	@hack/setup.sh demo
 	@_build/bin/node up
 
-down: ## remove the node that `make up` started
+cluster: ## start a private cluster of one node, print how to use it, write _run/env
+	@hack/setup.sh cluster
+	@_build/bin/node up --cluster
+
+down: ## remove what `make up` or `make cluster` started
 	@if [ -x _build/bin/node ]; then _build/bin/node down; else echo "No node is up."; fi
 
 build: ## build Ambipod's programs and images into _build/bin and _tools/images

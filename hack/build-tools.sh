@@ -3,8 +3,10 @@
 # at the version pinned by its own module under hack/tools, into _tools/bin.
 #
 # usage: hack/build-tools.sh NAME...
-#   names: kubelet kubectl kube-apiserver kube-scheduler kube-controller-manager
-#          containerd crictl critest crane gotestsum golangci-lint
+#   names: kubelet control-plane metrics-server containerd crictl critest crane
+#          gotestsum golangci-lint
+#   control-plane is kube-apiserver, kube-controller-manager, kube-scheduler,
+#   kube-proxy and kubectl: one build of what they share.
 #
 # A tool is built again only when its module's go.mod or go.sum has changed.
 set -euo pipefail
@@ -42,7 +44,7 @@ kubernetes_version() {
 }
 
 kubernetes() {
-	go build -trimpath -ldflags "$(kubernetes_version)" -o "$bin/" "k8s.io/kubernetes/cmd/$1"
+	go build -trimpath -ldflags "$(kubernetes_version)" -o "$bin/" "${@/#/k8s.io/kubernetes/cmd/}"
 }
 
 containerd() {
@@ -55,8 +57,15 @@ containerd() {
 
 for name; do
 	case $name in
-	kubelet | kubectl | kube-apiserver | kube-scheduler | kube-controller-manager)
-		build kubernetes "$name" kubernetes "$name" ;;
+	kubelet) build kubernetes kubelet kubernetes kubelet ;;
+	control-plane)
+		build kubernetes control-plane kubernetes \
+			kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubectl
+		;;
+	metrics-server)
+		build metrics-server metrics-server \
+			go build -trimpath -ldflags '-s -w' -o "$bin/" sigs.k8s.io/metrics-server/cmd/metrics-server
+		;;
 	containerd) build containerd containerd containerd ;;
 	crictl) build cri-tools crictl go build -trimpath -ldflags '-s -w' -o "$bin/" sigs.k8s.io/cri-tools/cmd/crictl ;;
 	critest) build cri-tools critest go test -c -o "$bin/critest" sigs.k8s.io/cri-tools/cmd/critest ;;

@@ -3,11 +3,12 @@
 # pinned Go tools, Ambipod's binaries and the images that the private node
 # serves. Every step is skipped when nothing that it depends on has changed.
 #
-# usage: hack/setup.sh [demo|test|images|lint]
-#   demo    what `make demo`, `make up` and the test rings need (the default)
-#   test    the same, and the linters and conformance tests
-#   images  what `make images` needs
-#   lint    only what `make lint` needs
+# usage: hack/setup.sh [demo|cluster|test|images|lint]
+#   demo     what `make demo` and `make up` need (the default)
+#   cluster  the same, and Kubernetes' control plane for `make cluster`
+#   test     the same, and what only tests need
+#   images   what `make images` needs
+#   lint     only what `make lint` needs
 set -euo pipefail
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -23,6 +24,8 @@ packages_vm=(tini libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clien
 # containerd's helpers and the node's network.
 packages_node=(runc containernetworking-plugins iproute2 iptables nftables
 	ebtables ca-certificates curl jq procps util-linux openssh-client)
+# Kubernetes' database.
+packages_cluster=(etcd-server)
 # What the image recipes under images/ read or run.
 packages_images=(busybox-static kmod cpio grub-common grub-pc-bin e2fsprogs
 	fdisk xz-utils)
@@ -165,7 +168,7 @@ image() {
 }
 
 main() {
-	local node=(containerd crictl crane kubelet)
+	local node=(containerd crictl crane kubelet) cluster=(control-plane metrics-server)
 	check_machine
 	mkdir -p "$logs" "$images"
 	# One set-up at a time for each checkout.
@@ -176,10 +179,16 @@ main() {
 		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}"
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}"
 		;;
+	cluster)
+		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_cluster[@]}"
+		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}"
+		step 'build the control plane' "$top/hack/build-tools.sh" "${cluster[@]}"
+		;;
 	test)
-		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" \
+		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_cluster[@]}" \
 			"${packages_debian[@]}" "${packages_deploy[@]}" "${packages_lint[@]}"
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}" gotestsum
+		step 'build the control plane' "$top/hack/build-tools.sh" "${cluster[@]}"
 		;;
 	images)
 		packages "${packages_vm[@]}" "${packages_images_node[@]}"
@@ -193,7 +202,7 @@ main() {
 		return
 		;;
 	*)
-		die "unknown argument \"$want\"; it must be demo, test, images or lint"
+		die "unknown argument \"$want\"; it must be demo, cluster, test, images or lint"
 		;;
 	esac
 	step 'build Ambipod' binaries

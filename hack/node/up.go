@@ -17,7 +17,8 @@ import (
 const upName = "ambipod"
 
 func newUp(o *options) *cobra.Command {
-	return &cobra.Command{
+	var clustered bool
+	command := &cobra.Command{
 		Use:   "up",
 		Short: "Start a node and leave it running",
 		Example: `  make up
@@ -25,8 +26,15 @@ func newUp(o *options) *cobra.Command {
   sed "s|image: .*|image: $VM_IMAGE|" examples/vm-pod.yaml >"$STATIC_PODS/vm.yaml"
   $CRICTL pods`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return up(cmd.Context(), o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if clustered {
+				return upCluster(cmd.Context(), o)
+			}
+			return up(cmd.Context(), o)
+		},
 	}
+	command.Flags().BoolVar(&clustered, "cluster", false, "make the node a cluster with a control plane of its own")
+	return command
 }
 
 func newDown(o *options) *cobra.Command {

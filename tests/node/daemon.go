@@ -73,6 +73,11 @@ func (n *Node) StartDaemon(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	return n.run(ctx, d)
+}
+
+// run starts a daemon and waits until it answers.
+func (n *Node) run(ctx context.Context, d daemon) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout,
 		fmt.Errorf("it did not answer within %s: %w", d.timeout, context.DeadlineExceeded))
 	defer cancel()
@@ -80,7 +85,7 @@ func (n *Node) StartDaemon(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	err = Until(ctx, name+" answers", func(ctx context.Context) error {
+	err = Until(ctx, d.name+" answers", func(ctx context.Context) error {
 		notReady := d.ready(ctx)
 		if notReady != nil && !p.Alive() {
 			return stopWaiting{notReady}
@@ -88,7 +93,7 @@ func (n *Node) StartDaemon(ctx context.Context, name string) error {
 		return notReady
 	})
 	if err != nil {
-		return fmt.Errorf("start %s: %w; the end of %s:\n%s", name, err, n.LogFile(name), n.tail(name))
+		return fmt.Errorf("start %s: %w; the end of %s:\n%s", d.name, err, n.LogFile(d.name), n.tail(d.name))
 	}
 	return nil
 }
@@ -171,7 +176,7 @@ func (n *Node) Alive(name string) bool { return n.Process(name).Alive() }
 
 // Running says whether any daemon of the node runs.
 func (n *Node) Running() bool {
-	return slices.ContainsFunc(append(order(), Virtlogd), n.Alive)
+	return slices.ContainsFunc(slices.Concat(order(), []string{Virtlogd}, n.added()), n.Alive)
 }
 
 // Kill ends the daemon by SIGKILL and returns when it is gone.

@@ -53,11 +53,20 @@ func (n *Node) cacheDir() string {
 
 func (n *Node) pushImages(ctx context.Context) error {
 	for _, name := range containerImages {
-		target := n.net.nodeIP().String() + ":" + registryPort + "/" + name + ":latest"
-		cmd := exec.CommandContext(ctx, n.tool("crane"), "push", "--insecure", n.image(name+".tar"), target)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("push image %s to the node's registry: %w: %s", name, err, strings.TrimSpace(string(out)))
+		if err := n.PushImage(ctx, name, name); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// PushImage puts the archive NAME.tar of _tools/images into the node's registry
+// under the name of a repository.
+func (n *Node) PushImage(ctx context.Context, name, repository string) error {
+	target := n.RegistryAddress() + "/" + repository + ":latest"
+	cmd := exec.CommandContext(ctx, n.tool("crane"), "push", "--insecure", n.image(name+".tar"), target)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("push image %s to the node's registry: %w: %s", name, err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

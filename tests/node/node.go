@@ -80,6 +80,8 @@ type Config struct {
 	// StateBytes, if not 0, makes vmruntime's state folder a file system of that
 	// size, so that it can be filled up.
 	StateBytes int64 `json:"stateBytes,omitempty"`
+	// Join, if set, makes kubelet part of a cluster; Node.Join sets it later.
+	Join *Join `json:"join,omitempty"`
 	// Progress, if set, is called when a step begins; what it returns is called
 	// with the step's error when it ends.
 	Progress func(step string) func(error) `json:"-"`

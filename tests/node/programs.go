@@ -48,7 +48,7 @@ func (n *Node) daemon(name string) (daemon, error) {
 	case Kubelet:
 		d.argv = append(d.argv, n.kubeletCommand()...)
 		d.timeout = startSlow
-		d.ready = func(ctx context.Context) error { return answers(ctx, n.KubeletURL()+"/pods") }
+		d.ready = n.kubeletAnswers
 	default:
 		return daemon{}, fmt.Errorf("the node has no daemon %q: %w", name, errdefs.ErrNotFound)
 	}
@@ -77,13 +77,14 @@ func (n *Node) vmruntimeCommand() []string {
 		"--cni-bin-dir", n.PluginDir() + "," + pluginsDir,
 		"--flexvolume-dir", n.volumePluginDir(),
 		"--raw-devices", "loop*",
+		"--image-translations-dir", n.path(dirEtc, dirTranslations),
 		"--accelerator", n.cfg.Accelerator,
 		"--logtostderr", "-v=2",
 	}
 }
 
 func (n *Node) kubeletCommand() []string {
-	return []string{
+	command := []string{
 		"/usr/bin/unshare", "--mount", "--propagation", "unchanged",
 		"/bin/sh", n.path(dirEtc, "kubelet.sh"), n.path(dirCover),
 		n.tool("kubelet"),
@@ -94,6 +95,10 @@ func (n *Node) kubeletCommand() []string {
 		"--node-ip", n.net.nodeIP().String(),
 		"--v", "2",
 	}
+	if n.cfg.Join != nil {
+		command = append(command, n.cfg.Join.arguments()...)
+	}
+	return command
 }
 
 // siteAnswers asks for a file that is there, if any is.

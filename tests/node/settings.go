@@ -22,6 +22,9 @@ var kubeletScript []byte
 // registryPort is where the container image registry listens in the namespace.
 const registryPort = "5000"
 
+// dirTranslations is where vmruntime finds short names of images, below etc.
+const dirTranslations = "translations"
+
 // streamPorts are where containerd and vmruntime serve exec and attach.
 const containerdStreamPort = "10011"
 
@@ -38,23 +41,25 @@ func (n *Node) writeSettings() error {
 	if err != nil {
 		return fmt.Errorf("write CNI configuration: %w", err)
 	}
-	kubelet, err := yaml.Marshal(n.kubeletSettings())
+	translations, err := yaml.Marshal(n.translations())
 	if err != nil {
-		return fmt.Errorf("write settings of kubelet: %w", err)
+		return fmt.Errorf("write image translations: %w", err)
 	}
 	proxy, err := yaml.Marshal(n.proxySettings())
 	if err != nil {
 		return fmt.Errorf("write settings of criproxy: %w", err)
 	}
-	dir := n.path(dirEtc, "registries", registryHost)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("write registry of containerd: %w", err)
+	for _, dir := range []string{filepath.Join("registries", registryHost), dirTranslations} {
+		if err := os.MkdirAll(n.path(dirEtc, dir), 0o700); err != nil {
+			return fmt.Errorf("make folder for settings: %w", err)
+		}
 	}
 	return errors.Join(
 		n.writeSetting("containerd.toml", containerd),
 		n.writeSetting("registries/"+registryHost+"/hosts.toml", hosts),
 		n.writeSetting("cni/10-ambipod.conflist", cni),
-		n.writeSetting("kubelet.yaml", kubelet),
+		n.writeKubelet(),
+		n.writeSetting(dirTranslations+"/images.yaml", translations),
 		n.writeSetting("criproxy.yaml", proxy),
 		n.writeSetting("kubelet.sh", kubeletScript),
 		n.writeCrictl(),
@@ -62,6 +67,31 @@ func (n *Node) writeSettings() error {
 		// Pods find no name server: nothing of this node leaves the machine.
 		n.writeSetting("resolv.conf", []byte("search ambipod.test\n")),
 	)
+}
+
+// translationFile gives disk images short names; docs/images.md has the format.
+type translationFile struct {
+	Translations []translation `json:"translations"`
+}
+
+type translation struct {
+	Name string `json:"name"`
+	URL  string `json:"url"`
+}
+
+// translations let manifests say vm.ambipod.io/tiny, as examples/ do.
+func (n *Node) translations() translationFile {
+	name := strings.TrimSuffix(guestFile, filepath.Ext(guestFile))
+	return translationFile{[]translation{{Name: name, URL: "http://127.0.0.1/" + guestFile}}}
+}
+
+// writeKubelet writes kubelet's configuration file.
+func (n *Node) writeKubelet() error {
+	settings, err := yaml.Marshal(n.kubeletSettings())
+	if err != nil {
+		return fmt.Errorf("write settings of kubelet: %w", err)
+	}
+	return n.writeSetting("kubelet.yaml", settings)
 }
 
 // crictlConfig is crictl's configuration file.
@@ -257,6 +287,10 @@ type kubeletConfig struct {
 	Authorization            map[string]string `json:"authorization"`
 	ReadOnlyPort             int               `json:"readOnlyPort"`
 	HealthzPort              int               `json:"healthzPort"`
+	HealthzBindAddress       string            `json:"healthzBindAddress"`
+	TLSCertFile              string            `json:"tlsCertFile,omitempty"`
+	TLSPrivateKeyFile        string            `json:"tlsPrivateKeyFile,omitempty"`
+	ClusterDomain            string            `json:"clusterDomain,omitempty"`
 	CgroupDriver             string            `json:"cgroupDriver"`
 	CgroupRoot               string            `json:"cgroupRoot"`
 	FailCgroupV1             bool              `json:"failCgroupV1"`
@@ -278,7 +312,7 @@ type kubeletConfig struct {
 // everyone may; that neither evicts pods nor removes images because the disk is
 // full of other people's files; and that works without an API server.
 func (n *Node) kubeletSettings() kubeletConfig {
-	return kubeletConfig{
+	settings := kubeletConfig{
 		APIVersion:               "kubelet.config.k8s.io/v1beta1",
 		Kind:                     "KubeletConfiguration",
 		ContainerRuntimeEndpoint: "unix://" + n.CRISocket(),
@@ -293,6 +327,7 @@ func (n *Node) kubeletSettings() kubeletConfig {
 		Authorization:          map[string]string{"mode": "AlwaysAllow"},
 		ReadOnlyPort:           10255,
 		HealthzPort:            10248,
+		HealthzBindAddress:     n.net.nodeIP().String(),
 		CgroupDriver:           "cgroupfs",
 		CgroupRoot:             n.Cgroup(),
 		EnforceNodeAllocatable: []string{},
@@ -306,6 +341,10 @@ func (n *Node) kubeletSettings() kubeletConfig {
 		ImageGCHigh:  100,
 		EnableServer: true,
 	}
+	if n.cfg.Join != nil {
+		n.cfg.Join.adapt(&settings)
+	}
+	return settings
 }
 
 // proxyConfig is criproxy's configuration file.

@@ -32,7 +32,7 @@ func (n *Node) Stop(ctx context.Context) error {
 	// Only an orderly removal gives the CNI plugins and libvirt a chance to clean
 	// up; when a runtime cannot, the rest of this function does.
 	errs = append(errs, n.removePods(ctx))
-	backwards := order()
+	backwards := append(order(), n.added()...)
 	slices.Reverse(backwards)
 	for _, name := range backwards {
 		errs = append(errs, n.stopDaemon(ctx, name))
