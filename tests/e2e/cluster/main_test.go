@@ -1,0 +1,136 @@
+//go:build e2e
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ambipod/ambipod/tests/cluster"
+	"github.com/ambipod/ambipod/tests/node"
+)
+
+// Deadlines: many times what is usual, for machines that are busy.
+const (
+	testTime = 6 * time.Minute
+	downTime = 2 * time.Minute
+)
+
+// shared is the package's cluster.
+var shared *cluster.Cluster
+
+func TestMain(m *testing.M) {
+	os.Exit(runAll(m))
+}
+
+func runAll(m *testing.M) int {
+	top, err := filepath.Abs("../../..")
+	if err != nil {
+		return fail(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testTime)
+	defer cancel()
+	shared, err = cluster.Start(ctx, node.Config{Checkout: top, Name: fmt.Sprintf("e2e%d-cluster", os.Getpid())})
+	if err != nil {
+		return fail(err)
+	}
+	code := m.Run()
+	if err := takeDown(shared.Node(), code != 0); err != nil {
+		return fail(err)
+	}
+	return code
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+func takeDown(n *node.Node, keepLogs bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), downTime)
+	defer cancel()
+	if keepLogs {
+		dir := filepath.Join(n.Checkout(), "_run", "e2e-logs", n.Name())
+		if err := n.SaveLogs(dir); err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "the daemons' logs are kept in %s\n", dir)
+	}
+	if err := n.Stop(ctx); err != nil {
+		return err
+	}
+	remains, err := n.Remains()
+	if err == nil && len(remains) > 0 {
+		err = fmt.Errorf("left of node %s: %s", n.Name(), strings.Join(remains, "; "))
+	}
+	return err
+}
+
+func deadline(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testTime)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually waits until check returns nil.
+func eventually(t *testing.T, what string, check func(context.Context) error) {
+	t.Helper()
+	if err := node.Until(deadline(t), what, check); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// space is a namespace of one test, which goes with all in it at the test's end.
+type space struct{ name string }
+
+func newSpace(t *testing.T) space {
+	t.Helper()
+	s := space{strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))}
+	kubectl(t, "create", "namespace", s.name)
+	kubectl(t, "wait", "--for=create", "serviceaccount/default", "--namespace", s.name, "--timeout=60s")
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), testTime)
+		defer cancel()
+		if t.Failed() {
+			seen, _ := shared.Kubectl(ctx, "describe", "pods", "--namespace", s.name)
+			t.Log(seen)
+		}
+		if _, err := shared.Kubectl(ctx, "delete", "namespace", s.name); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// kubectl runs kubectl in the test's namespace.
+func (s space) kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	return kubectl(t, append([]string{"--namespace", s.name}, args...)...)
+}
+
+// apply applies a file of examples/ as it is.
+func (s space) apply(t *testing.T, example string) {
+	t.Helper()
+	s.kubectl(t, "apply", "-f", filepath.Join(shared.Node().Checkout(), "examples", example))
+}
+
+// rolledOut waits until a workload has as many ready pods as it wants.
+func (s space) rolledOut(t *testing.T, workload string) {
+	t.Helper()
+	s.kubectl(t, "rollout", "status", workload, "--timeout="+testTime.String())
+}
+
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := shared.Kubectl(deadline(t), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
