@@ -98,6 +98,8 @@ type settings struct {
 	rawDevices         []string
 	guestHelper        string
 	streamAddress      string
+	streamCert         string
+	streamKey          string
 	statusAddress      string
 	cniConfDir         string
 	cniBinDirs         []string
@@ -120,6 +122,8 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.wrapper, "vmwrapper", "", "vmwrapper that libvirt starts in its place; QEMU's user must reach it (default: beside this program)")
 	flags.StringVar(&s.guestHelper, "vmguest", "", "program sent into guests to give exec its streams (default: beside this program)")
 	flags.StringVar(&s.streamAddress, "stream-address", "127.0.0.1:0", "loopback address and port for exec, attach and port-forward; port 0 chooses one")
+	flags.StringVar(&s.streamCert, "stream-tls-cert", "", "certificate (PEM) for TLS on that address; kubelet's machine must trust it for that IP address (default: no TLS)")
+	flags.StringVar(&s.streamKey, "stream-tls-key", "", "key (PEM) of that certificate")
 	flags.StringVar(&s.statusAddress, "status-address", "", "where to show metrics, health and progress over HTTP: HOST:PORT, unix:/PATH or off (default unix:RUN-DIR/vmruntime-status.sock)")
 	flags.StringVar(&s.virtiofsd, "virtiofsd", "/usr/lib/qemu/virtiofsd", "server of the folders that VMs share with this machine")
 	flags.StringVar(&s.swtpm, "swtpm", "/usr/bin/swtpm", "emulator of the TPMs of VMs that have one")

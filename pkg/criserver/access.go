@@ -33,7 +33,7 @@ type access struct {
 // newAccess listens for streams already, so that URLs can be given out.
 func newAccess(ctx context.Context, s *Server) (access, error) {
 	streams, err := streaming.Listen(ctx, streaming.Options{
-		Address: s.StreamAddress, Runtime: streamRuntime{s}, Logger: s.Logger,
+		Address: s.StreamAddress, CertFile: s.StreamCert, KeyFile: s.StreamKey, Runtime: streamRuntime{s}, Logger: s.Logger,
 	})
 	if err != nil {
 		return access{}, err

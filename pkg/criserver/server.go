@@ -122,6 +122,8 @@ type Options struct {
 	RawDevices []string
 
 	StreamAddress string // for exec, attach and port-forward; see streaming.Options
+	StreamCert    string // PEM file of their certificate; empty is no TLS
+	StreamKey     string // its key's
 	GuestHelper   string // vmguest, which gives commands in guests their streams
 
 	// What Status tells people and vmctl; both may be empty.

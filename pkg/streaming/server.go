@@ -5,8 +5,8 @@
 // within a minute. Runtime does what the connection is for.
 //
 // The server listens on a loopback address of its network namespace only: tickets
-// are all that it asks for, and they travel in clear text. kubelet connects to it and
-// passes the streams on, encrypted, to the API server.
+// are all that it asks for, and without a certificate they travel in clear text.
+// kubelet connects to it and passes the streams on, encrypted, to the API server.
 //
 // Concurrency: all methods may be called concurrently. Each connection has its own
 // goroutines, which end with it.
@@ -18,6 +18,7 @@ package streaming
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,12 +41,16 @@ const readHeaderTimeout = 30 * time.Second
 // not wrapped.
 type Runtime = cristreaming.Runtime
 
-// Options configure a Server; all are required.
+// Options configure a Server; all are required unless they say otherwise.
 type Options struct {
 	// Address is an IP address of the loopback and a port; port 0 chooses one.
 	Address string
-	Runtime Runtime
-	Logger  *slog.Logger
+	// CertFile and KeyFile, if not empty, have the server speak TLS. They are PEM files,
+	// read for each connection, so that they can be renewed; the certificate must be
+	// good for the address's IP.
+	CertFile, KeyFile string
+	Runtime           Runtime
+	Logger            *slog.Logger
 }
 
 // Server gives tickets out and serves them.
@@ -62,7 +67,8 @@ type Server struct {
 
 // Listen binds the address, so that tickets can be given out; Serve serves them.
 //
-// Errors: errdefs.ErrInvalidArgument when the address is not of the loopback.
+// Errors: errdefs.ErrInvalidArgument when the address is not of the loopback, or the
+// certificate cannot be used.
 func Listen(ctx context.Context, o Options) (*Server, error) {
 	host, _, err := net.SplitHostPort(o.Address)
 	if err != nil {
@@ -72,6 +78,10 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 		return nil, fmt.Errorf("address of the streaming server %q must be an IP address of the loopback, as 127.0.0.1:0: %w",
 			o.Address, errdefs.ErrInvalidArgument)
 	}
+	secure, err := o.tls()
+	if err != nil {
+		return nil, err
+	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for streams: %w", err)
@@ -79,11 +89,34 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 	config := cristreaming.DefaultConfig
 	config.Addr = listener.Addr().String()
 	config.BaseURL = &url.URL{Scheme: "http", Host: config.Addr}
+	if secure != nil {
+		config.BaseURL.Scheme = "https"
+		listener = tls.NewListener(listener, secure)
+	}
 	tickets, err := cristreaming.NewServer(config, o.Runtime)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare streams: %w", err), listener.Close())
 	}
 	return &Server{listener: listener, tickets: tickets, logger: o.Logger}, nil
+}
+
+// tls is nil when streams travel in clear text.
+func (o Options) tls() (*tls.Config, error) {
+	if o.CertFile == "" && o.KeyFile == "" {
+		return nil, nil //nolint:nilnil // says so
+	}
+	read := func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %q and key %q of the streaming server: %w: %w", o.CertFile, o.KeyFile, err, errdefs.ErrInvalidArgument)
+		}
+		return &pair, nil
+	}
+	if _, err := read(nil); err != nil {
+		return nil, err
+	}
+	// Connections are taken over, which HTTP/2 has no way for; it is not offered.
+	return &tls.Config{GetCertificate: read, MinVersion: tls.VersionTLS12}, nil
 }
 
 // Address is where the server listens.

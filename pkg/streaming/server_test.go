@@ -31,7 +31,9 @@ import (
 
 func TestMain(m *testing.M) {
 	// client-go's client leaves it behind for a while when its server is gone.
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/client-go/tools/remotecommand.(*heartbeat).start"))
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/client-go/tools/remotecommand.(*heartbeat).start"),
+		// A second, when the other end of a TLS connection is gone before it.
+		goleak.IgnoreTopFunction("github.com/moby/spdystream.(*Connection).shutdown"))
 }
 
 const patience = 30 * time.Second
@@ -57,7 +59,13 @@ func (r *runtime) PortForward(ctx context.Context, _ string, port int32, stream 
 // serve starts a server and returns it with the function that stops it and waits.
 func serve(t *testing.T, r *runtime) (s *streaming.Server, stop func()) {
 	t.Helper()
-	s, err := streaming.Listen(t.Context(), streaming.Options{Address: "127.0.0.1:0", Runtime: r, Logger: slog.New(slog.DiscardHandler)})
+	return serveWith(t, streaming.Options{Runtime: r})
+}
+
+func serveWith(t *testing.T, o streaming.Options) (s *streaming.Server, stop func()) {
+	t.Helper()
+	o.Address, o.Logger = "127.0.0.1:0", slog.New(slog.DiscardHandler)
+	s, err := streaming.Listen(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
