@@ -68,7 +68,7 @@ func Create(group string, limits Limits) error {
 		return nil
 	}
 	// cgroup1.New sets limits of a new group alone.
-	if _, err := cgroup1.New(cgroup1.StaticPath(group), &specs.LinuxResources{}); err != nil {
+	if _, err := cgroup1.New(cgroup1.StaticPath(group), &specs.LinuxResources{}, cgroup1.WithHierarchy(subsystems1)); err != nil {
 		return fmt.Errorf("create cgroup %s: %w", group, err)
 	}
 	return Update(group, limits)
@@ -83,7 +83,7 @@ func update(group string, resources *specs.LinuxResources) error {
 		err = hierarchy(mountpoint).update(group, resources)
 	} else {
 		var control cgroup1.Cgroup
-		if control, err = load1(group); err == nil {
+		if control, err = load1(group, subsystems1); err == nil {
 			err = control.Update(resources)
 		}
 	}
@@ -103,7 +103,7 @@ func Add(group string, pid int) error {
 		}
 	} else {
 		var control cgroup1.Cgroup
-		if control, err = load1(group); err == nil {
+		if control, err = load1(group, subsystems1); err == nil {
 			err = control.Add(cgroup1.Process{Pid: pid})
 		}
 	}
@@ -124,7 +124,7 @@ func Delete(group string) error {
 		}
 	} else {
 		var control cgroup1.Cgroup
-		if control, err = load1(group); err == nil {
+		if control, err = load1(group, subsystems1); err == nil {
 			err = control.Delete()
 		}
 	}

@@ -82,7 +82,7 @@ func processes(group string, below bool) ([]int, error) {
 }
 
 func processes1(group string, below bool) ([]int, error) {
-	control, err := load1(group)
+	control, err := load1(group, counters1)
 	if err != nil {
 		return nil, err
 	}

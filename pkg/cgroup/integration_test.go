@@ -50,6 +50,9 @@ func TestLifeOfAGroup(t *testing.T) {
 	if stats.OOMKills != 0 || stats.Processes != 1 || stats.Threads != 1 {
 		t.Errorf("%d OOM kills of %d processes with %d threads, want none of one with one", stats.OOMKills, stats.Processes, stats.Threads)
 	}
+	if use, err := ReadUse(group); err != nil || use.MemoryLimit != stats.MemoryLimit || use.CPU < stats.CPU {
+		t.Errorf("use of a group with a process is %+v, %v, before it was %+v", use, err, stats)
+	}
 	if above, err := Read(parent); err != nil || above.Processes != 1 || above.MemoryLimit != 0 {
 		t.Errorf("the parent has %d processes and the memory limit %d (%v), want one and none", above.Processes, above.MemoryLimit, err)
 	}
@@ -67,6 +70,9 @@ func TestLifeOfAGroup(t *testing.T) {
 	}
 	if _, err := Read(group); !errdefs.IsNotFound(err) {
 		t.Errorf("Read of a deleted group: %v", err)
+	}
+	if _, err := ReadUse(group); !errdefs.IsNotFound(err) {
+		t.Errorf("ReadUse of a deleted group: %v", err)
 	}
 	if err := Add(group, os.Getpid()); !errdefs.IsNotFound(err) {
 		t.Errorf("Add to a deleted group: %v", err)

@@ -4,22 +4,59 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/containerd/errdefs"
 )
 
-func load1(group string) (cgroup1.Cgroup, error) {
-	control, err := cgroup1.Load(cgroup1.StaticPath(group))
+// What is looked for once is kept: it means reading all mounts, and statistics of a
+// hundred VMs are asked for every few seconds.
+var (
+	// subsystems1 are the controllers that this machine has.
+	subsystems1 = sync.OnceValues(cgroup1.Default)
+	// counters1 are those whose figures make up Stats.
+	counters1 = sync.OnceValues(func() ([]cgroup1.Subsystem, error) {
+		return choose(cgroup1.Cpu, cgroup1.Cpuacct, cgroup1.Memory, cgroup1.Pids)
+	})
+	// use1 are those for ReadUse; each file of the memory controller costs as much as
+	// all of another.
+	use1 = sync.OnceValues(func() ([]cgroup1.Subsystem, error) {
+		chosen, err := choose(cgroup1.Cpuacct, cgroup1.Memory)
+		for i, s := range chosen {
+			if memory, ok := s.(interface{ Path(string) string }); ok && s.Name() == cgroup1.Memory {
+				chosen[i] = cgroup1.NewMemory(path.Dir(memory.Path("")), cgroup1.IgnoreModules("kmem", "kmem.tcp"))
+			}
+		}
+		return chosen, err
+	})
+)
+
+func choose(names ...cgroup1.Name) ([]cgroup1.Subsystem, error) {
+	all, err := subsystems1()
+	var chosen []cgroup1.Subsystem
+	for _, s := range all {
+		if slices.Contains(names, s.Name()) {
+			chosen = append(chosen, s)
+		}
+	}
+	return chosen, err
+}
+
+// load1 finds a group in all controllers, or in those of a hierarchy.
+func load1(group string, of cgroup1.Hierarchy) (cgroup1.Cgroup, error) {
+	control, err := cgroup1.Load(cgroup1.StaticPath(group), cgroup1.WithHierarchy(of))
 	if errors.Is(err, cgroup1.ErrCgroupDeleted) {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 	}
 	return control, err
 }
 
-func read1(group string) (Stats, error) {
-	control, err := load1(group)
+func read1(group string, of cgroup1.Hierarchy) (Stats, error) {
+	control, err := load1(group, of)
 	if err != nil {
 		return Stats{}, err
 	}
@@ -59,7 +96,7 @@ func read1(group string) (Stats, error) {
 }
 
 func memoryLimit1(group string) (uint64, error) {
-	control, err := load1(group)
+	control, err := load1(group, counters1)
 	if err != nil {
 		return 0, err
 	}

@@ -106,7 +106,7 @@ func (s *Server) stats(box sandbox, vm container) (*runtimeapi.ContainerStats, e
 	if !vm.Running() {
 		return stats, nil
 	}
-	group, err := cgroup.Read(s.cgroupOf(box, vm.ID))
+	group, err := cgroup.ReadUse(s.cgroupOf(box, vm.ID))
 	if errdefs.IsNotFound(err) {
 		return stats, nil // it has just ended
 	}

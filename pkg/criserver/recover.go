@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/metadata"
@@ -21,6 +22,10 @@ const (
 	// recoverTimeout bounds what Recover does before this process serves: libvirtd and
 	// CNI plugins may hang, and lists need neither. 100 VMs take a fraction of it.
 	recoverTimeout = 5 * time.Second
+
+	// recoverWorkers is how many sandboxes and VMs are recovered at once: most of the
+	// time goes by in waiting for the kernel's network code and for libvirtd.
+	recoverWorkers = 8
 
 	// tidyTimeout bounds one round of Maintain.
 	tidyTimeout = time.Minute
@@ -71,14 +76,20 @@ func (s *Server) Recover(ctx context.Context) error {
 // tidy brings to order what is not, and reports whether nothing is left to do. It
 // needs no lock; calls may go on beside it.
 func (s *Server) tidy(ctx context.Context) bool {
+	var recovering errgroup.Group
+	recovering.SetLimit(recoverWorkers)
 	for _, id := range s.overdue.all() {
-		err := s.recoverOne(ctx, id)
-		if err == nil {
-			s.overdue.leave(id)
-		} else {
-			s.Logger.ErrorContext(ctx, "not recovered yet", "id", id, "err", err)
-		}
+		recovering.Go(func() error {
+			err := s.recoverOne(ctx, id)
+			if err == nil {
+				s.overdue.leave(id)
+			} else {
+				s.Logger.ErrorContext(ctx, "not recovered yet", "id", id, "err", err)
+			}
+			return nil
+		})
 	}
+	_ = recovering.Wait() // each has told of its failure
 	if err := s.sweepDomains(ctx); err != nil {
 		s.Logger.ErrorContext(ctx, "orphaned domains are not swept", "err", err)
 		return false

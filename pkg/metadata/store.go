@@ -50,8 +50,8 @@ func Open(path string) (*Store, error) {
 		return nil, err
 	}
 	return &Store{
-		Sandboxes:  Table[Sandbox]{db: db, bucket: sandboxesBucket, kind: "sandbox"},
-		Containers: Table[Container]{db: db, bucket: containersBucket, kind: "container"},
+		Sandboxes:  newTable[Sandbox](db, sandboxesBucket, "sandbox"),
+		Containers: newTable[Container](db, containersBucket, "container"),
 		db:         db,
 	}, nil
 }

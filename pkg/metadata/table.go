@@ -15,6 +15,11 @@ type Table[T any] struct {
 	db     *bolt.DB
 	bucket []byte
 	kind   string // for error texts: "sandbox"
+	memo   *memo[T]
+}
+
+func newTable[T any](db *bolt.DB, bucket []byte, kind string) Table[T] {
+	return Table[T]{db: db, bucket: bucket, kind: kind, memo: newMemo[T]()}
 }
 
 // Create stores a new record; errdefs.ErrAlreadyExists if the ID is taken.
@@ -32,7 +37,7 @@ func (t Table[T]) Create(id string, record T) error {
 func (t Table[T]) Get(id string) (T, error) {
 	var record T
 	err := t.db.View(func(tx *bolt.Tx) (err error) {
-		record, err = t.get(tx.Bucket(t.bucket), id)
+		record, err = t.getShared(tx.Bucket(t.bucket), id)
 		return err
 	})
 	return record, err
@@ -47,7 +52,7 @@ func (t Table[T]) Find(id string) (T, error) {
 		if full, ok := expand(bucket, id); ok {
 			id = full
 		}
-		record, err = t.get(bucket, id)
+		record, err = t.getShared(bucket, id)
 		return err
 	})
 	return record, err
@@ -101,14 +106,21 @@ func (t Table[T]) Delete(id string) error {
 
 // List returns all records in the order of their IDs. If one cannot be decoded
 // there is no list but an error, of class errdefs.ErrDataLoss, that names each.
+// The slices in the records are shared with other callers: do not write into them.
 func (t Table[T]) List() ([]T, error) {
 	var (
 		records []T
 		damaged error
 	)
 	err := t.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(t.bucket).ForEach(func(id, raw []byte) error {
-			record, err := t.decode(string(id), raw)
+		bucket := tx.Bucket(t.bucket)
+		defer func() {
+			if t.memo.size() > len(records) {
+				t.memo.retain(func(id []byte) bool { return bucket.Get(id) != nil })
+			}
+		}()
+		return bucket.ForEach(func(id, raw []byte) error {
+			record, err := t.memo.record(id, raw, t.decode)
 			if err != nil {
 				damaged = errors.Join(damaged, err)
 				return nil
@@ -123,13 +135,28 @@ func (t Table[T]) List() ([]T, error) {
 	return records, nil
 }
 
+// get returns a record of the caller's own.
 func (t Table[T]) get(bucket *bolt.Bucket, id string) (T, error) {
 	raw := bucket.Get([]byte(id))
 	if raw == nil {
 		var none T
-		return none, fmt.Errorf("%s %s: %w", t.kind, id, errdefs.ErrNotFound)
+		return none, t.notFound(id)
 	}
 	return t.decode(id, raw)
+}
+
+// getShared returns a record whose slices nobody may write into.
+func (t Table[T]) getShared(bucket *bolt.Bucket, id string) (T, error) {
+	raw := bucket.Get([]byte(id))
+	if raw == nil {
+		var none T
+		return none, t.notFound(id)
+	}
+	return t.memo.record([]byte(id), raw, t.decode)
+}
+
+func (t Table[T]) notFound(id string) error {
+	return fmt.Errorf("%s %s: %w", t.kind, id, errdefs.ErrNotFound)
 }
 
 func (t Table[T]) put(bucket *bolt.Bucket, id string, record T) error {

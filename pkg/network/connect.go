@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -68,15 +69,26 @@ func (m *Manager) Disconnect(sandboxID string) error {
 	return closeServers(map[string][]*dhcp.Server{sandboxID: servers})
 }
 
+// closeServers closes all at once: the kernel lets each wait some ten milliseconds
+// until no packet can be on its way to it any more, and those waits may overlap.
 func closeServers(bySandbox map[string][]*dhcp.Server) error {
-	var errs []error
+	var (
+		closing sync.WaitGroup
+		mu      sync.Mutex // guards errs
+		errs    []error
+	)
 	for id, servers := range bySandbox {
 		for _, s := range servers {
-			if err := s.Close(); err != nil {
-				errs = append(errs, fmt.Errorf("disconnect sandbox %s: %w", id, err))
-			}
+			closing.Go(func() {
+				if err := s.Close(); err != nil {
+					mu.Lock()
+					defer mu.Unlock()
+					errs = append(errs, fmt.Errorf("disconnect sandbox %s: %w", id, err))
+				}
+			})
 		}
 	}
+	closing.Wait()
 	return errors.Join(errs...)
 }
 
