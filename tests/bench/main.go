@@ -23,14 +23,13 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/ambipod/ambipod/tests/page"
 )
 
 // environment is what sections are given.
 type environment struct {
 	checkout string
 	criproxy string // the program
+	document bool   // write docs/benchmarks.md
 	out      io.Writer
 }
 
@@ -47,6 +46,7 @@ func parts() []part {
 		{"resources", measureResources},
 		{"containers", measureContainers},
 		{"vms", measureVMs},
+		{"scale", measureScale},
 	}
 }
 
@@ -71,6 +71,7 @@ func run(ctx context.Context, args []string) error {
 	checkout := flags.String("checkout", ".", "top `folder` of the source")
 	criproxy := flags.String("criproxy", "", "another `program` than the one in _build/bin to measure")
 	only := flags.String("only", "", "comma-separated `sections` to run instead of all")
+	document := flags.Bool("document", false, "write docs/benchmarks.md, as without -only and -criproxy")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -79,7 +80,7 @@ func run(ctx context.Context, args []string) error {
 		return fmt.Errorf("find the checkout: %w", err)
 	}
 	built := filepath.Join(top, "_build", "bin", "criproxy")
-	e := environment{checkout: top, criproxy: cmp.Or(*criproxy, built), out: os.Stdout}
+	e := environment{checkout: top, criproxy: cmp.Or(*criproxy, built), out: os.Stdout, document: *document || *only == "" && *criproxy == ""}
 	var wanted []string
 	if *only != "" {
 		wanted = strings.Split(*only, ",")
@@ -127,8 +128,6 @@ func measure(ctx context.Context, e environment, wanted []string) error {
 		return err
 	}
 	_, _ = fmt.Fprintln(e.out, m)
-	var report strings.Builder
-	report.WriteString(m.String() + ".\n\n")
 	for _, k := range known {
 		if len(wanted) > 0 && !slices.Contains(wanted, k.name) {
 			continue
@@ -143,10 +142,11 @@ func measure(ctx context.Context, e environment, wanted []string) error {
 		if err := s.save(results, m); err != nil {
 			return err
 		}
-		report.WriteString(s.markdown())
+		if e.document {
+			if err := s.document(filepath.Join(e.checkout, "docs"), m); err != nil {
+				return err
+			}
+		}
 	}
-	if len(wanted) > 0 {
-		return nil // docs keep the last complete run
-	}
-	return page.Replace(filepath.Join(e.checkout, "docs", "benchmarks.md"), "written by make bench", strings.TrimSuffix(report.String(), "\n"))
+	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/ambipod/ambipod/tests/page"
 )
 
 // row is one line of the report.
@@ -30,7 +32,11 @@ type section struct {
 	Base  string `json:"base"` // head of the column
 	Ours  string `json:"ours"`
 	Rows  []row  `json:"rows"`
+	plot  []byte // an SVG picture, or nothing
 }
+
+// plotName is the file of the section's picture, in the folder of the report.
+func (s section) plotName() string { return "benchmarks-" + s.Name + ".svg" }
 
 // limit is the largest value that meets a target; 0 is no target.
 type limit float64
@@ -80,7 +86,30 @@ func (s section) markdown() string {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %d |\n",
 			r.What, r.Base, r.Ours, r.Ratio, r.Spread, r.Target, met, r.Samples)
 	}
+	if len(s.plot) > 0 {
+		fmt.Fprintf(&b, "\n![%s](%s)\n", s.Title, s.plotName())
+	}
 	return b.String() + "\n"
+}
+
+// document writes the section into the documentation.
+func (s section) document(docs string, m machine) error {
+	text := m.String() + ".\n\n" + s.markdown()
+	if err := page.Replace(filepath.Join(docs, "benchmarks.md"), "written by make bench, "+s.Name, strings.TrimSuffix(text, "\n")); err != nil {
+		return err
+	}
+	return s.savePlot(docs)
+}
+
+// savePlot writes the section's picture, if it has one.
+func (s section) savePlot(dir string) error {
+	if len(s.plot) == 0 {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(dir, s.plotName()), s.plot, 0o644); err != nil { //nolint:gosec // for people
+		return fmt.Errorf("write plot of %s: %w", s.Name, err)
+	}
+	return nil
 }
 
 // save writes the section for machines.
@@ -95,5 +124,5 @@ func (s section) save(dir string, m machine) error {
 	if err := os.WriteFile(filepath.Join(dir, s.Name+".json"), append(data, '\n'), 0o644); err != nil { //nolint:gosec // for people
 		return fmt.Errorf("write %s: %w", s.Name, err)
 	}
-	return nil
+	return s.savePlot(dir)
 }
