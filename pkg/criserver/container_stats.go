@@ -16,7 +16,7 @@ import (
 // ContainerStats tells what a VM uses: CPU and memory of QEMU from its control
 // group, and the bytes that its disks have grown to. QEMU itself is not asked: one
 // that hangs would hold up the caller.
-func (s *Server) ContainerStats(_ context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+func (s *Server) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	vm, err := s.findContainer(req.GetContainerId())
 	if err != nil {
 		return nil, err
@@ -25,7 +25,7 @@ func (s *Server) ContainerStats(_ context.Context, req *runtimeapi.ContainerStat
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.stats(box, vm)
+	stats, err := s.stats(ctx, box, vm)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func (s *Server) census() (census, error) {
 
 // statsIfAny is for lists: nil is a VM whose use cannot be read.
 func (s *Server) statsIfAny(ctx context.Context, box sandbox, vm container) *runtimeapi.ContainerStats {
-	stats, err := s.stats(box, vm)
+	stats, err := s.stats(ctx, box, vm)
 	if err != nil {
 		s.Logger.WarnContext(ctx, "no statistics", "container", vm.ID, "err", err)
 		return nil
@@ -87,8 +87,9 @@ func (s *Server) statsIfAny(ctx context.Context, box sandbox, vm container) *run
 	return stats
 }
 
-// stats reads the use of one VM. One that does not run has only its disks.
-func (s *Server) stats(box sandbox, vm container) (*runtimeapi.ContainerStats, error) {
+// stats reads the use of one VM. One that does not run has only its disks; one whose
+// files are gone still has the rest.
+func (s *Server) stats(ctx context.Context, box sandbox, vm container) (*runtimeapi.ContainerStats, error) {
 	now := time.Now()
 	stats := &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{
 		Id:          vm.ID,
@@ -97,11 +98,11 @@ func (s *Server) stats(box sandbox, vm container) (*runtimeapi.ContainerStats, e
 		Annotations: vm.config.GetAnnotations(),
 	}}
 	usage, err := diskusage.Measure(s.Layout.VM(vm.ID).Dir)
-	if err != nil {
-		return nil, fmt.Errorf("disk use of VM %s: %w", vm.ID, err)
+	if err == nil {
+		stats.WritableLayer, err = filesystem(s.Layout.VMs(), usage)
 	}
-	if stats.WritableLayer, err = filesystem(s.Layout.VMs(), usage); err != nil {
-		return nil, fmt.Errorf("disk use of VM %s: %w", vm.ID, err)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "no statistics of disks", "container", vm.ID, "err", err)
 	}
 	if !vm.Running() {
 		return stats, nil

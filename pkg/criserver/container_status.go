@@ -3,6 +3,7 @@ package criserver
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -37,6 +38,10 @@ func (s *Server) ContainerStatus(ctx context.Context, req *runtimeapi.ContainerS
 	}
 	return response, nil
 }
+
+// guestPatience bounds the wait for what only QEMU and the guest know of one VM. A QEMU
+// that hangs tells nothing.
+const guestPatience = 2 * time.Second
 
 // addInner adds what only QEMU and the guest know, if they tell in time.
 func (s *Server) addInner(ctx context.Context, info map[string]any, vm container) {

@@ -34,7 +34,7 @@ func TestMetricsFitTheirDescriptors(t *testing.T) {
 	}
 	metrics = measure(metrics, spaceMetrics, space{}, with(base, "/"))
 	metrics = measure(metrics, nicMetrics, network.Counters{}, with(base, "eth0"))
-	metrics = innerMetrics(metrics, libvirttools.Stats{Disks: []libvirttools.DiskStats{{Target: "sda"}}, Guest: &libvirttools.GuestMemory{}}, base)
+	metrics = append(metrics, innerMetrics(figure{Stats: libvirttools.Stats{Disks: []libvirttools.DiskStats{{Target: "sda"}}, Guest: &libvirttools.GuestMemory{}}}, base)...)
 	seen := map[string]bool{}
 	for _, m := range metrics {
 		seen[m.GetName()] = true

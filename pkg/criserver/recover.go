@@ -183,6 +183,7 @@ func (s *Server) sweepNetworks(ctx context.Context) bool {
 
 // Close ends what runs in this process; VMs go on.
 func (s *Server) Close(ctx context.Context) error {
+	s.figures.close()
 	return errors.Join(s.access.close(), s.consoles.close(ctx))
 }
 

@@ -2,25 +2,15 @@ package criserver
 
 import (
 	"context"
+	"errors"
 	"slices"
-	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/cgroup"
 	"github.com/ambipod/ambipod/pkg/diskusage"
-	"github.com/ambipod/ambipod/pkg/libvirttools"
-)
-
-const (
-	// guestPatience bounds the wait for numbers that only QEMU and the guest know. A
-	// QEMU that hangs has none.
-	guestPatience = 2 * time.Second
-	// guestsAtOnce is how many QEMUs are asked at a time.
-	guestsAtOnce = 8
 )
 
 // ListMetricDescriptors tells which metrics ListPodSandboxMetrics has.
@@ -42,7 +32,7 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPo
 	if err != nil {
 		return nil, err
 	}
-	inner := s.askGuests(ctx, census)
+	inner := s.guestFigures(ctx, census)
 	response := &runtimeapi.ListPodSandboxMetricsResponse{}
 	for _, box := range census.boxes {
 		if sandboxState(box.State) == runtimeapi.PodSandboxState_SANDBOX_READY {
@@ -52,39 +42,20 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPo
 	return response, nil
 }
 
-// askGuests asks all QEMUs at once for what only they know, by container ID.
-func (s *Server) askGuests(ctx context.Context, census census) map[string]libvirttools.Stats {
-	ctx, cancel := context.WithTimeout(ctx, guestPatience)
-	defer cancel()
-	var (
-		mu    sync.Mutex // guards known
-		known = map[string]libvirttools.Stats{}
-		asked errgroup.Group
-	)
-	asked.SetLimit(guestsAtOnce)
+// guestFigures asks the QEMUs of all running VMs.
+func (s *Server) guestFigures(ctx context.Context, census census) map[string]figure {
+	var running []container
 	for _, vms := range census.vms {
 		for _, vm := range vms {
-			if !vm.Running() {
-				continue
+			if vm.Running() {
+				running = append(running, vm)
 			}
-			asked.Go(func() error {
-				stats, err := s.Domains.Stats(ctx, vm.DomainUUID)
-				if err != nil {
-					s.Logger.DebugContext(ctx, "QEMU tells no numbers", "container", vm.ID, "err", err)
-					return nil
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				known[vm.ID] = stats
-				return nil
-			})
 		}
 	}
-	_ = asked.Wait() // none returns an error
-	return known
+	return s.figures.look(ctx, running)
 }
 
-func (s *Server) podMetrics(ctx context.Context, box sandbox, vms []container, inner map[string]libvirttools.Stats) *runtimeapi.PodSandboxMetrics {
+func (s *Server) podMetrics(ctx context.Context, box sandbox, vms []container, inner map[string]figure) *runtimeapi.PodSandboxMetrics {
 	pod := &runtimeapi.PodSandboxMetrics{PodSandboxId: box.ID}
 	meta := box.config.GetMetadata()
 	labels := []string{meta.GetName(), meta.GetNamespace(), "", box.ID, ""} // no container, no image
@@ -101,11 +72,10 @@ func (s *Server) podMetrics(ctx context.Context, box sandbox, vms []container, i
 		}
 		metrics, err := s.vmMetrics(box, vm)
 		if err != nil {
-			s.Logger.WarnContext(ctx, "no metrics", "container", vm.ID, "err", err)
-			continue
+			s.Logger.WarnContext(ctx, "metrics are missing", "container", vm.ID, "err", err)
 		}
-		if stats, told := inner[vm.ID]; told {
-			metrics = innerMetrics(metrics, stats, s.metricLabels(box, vm))
+		if told, any := inner[vm.ID]; any {
+			metrics = append(metrics, innerMetrics(told, s.metricLabels(box, vm))...)
 		}
 		pod.ContainerMetrics = append(pod.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: vm.ID, Metrics: metrics})
 	}
@@ -120,30 +90,35 @@ func (s *Server) metricLabels(box sandbox, vm container) []string {
 	return []string{pod.GetName(), pod.GetNamespace(), vm.config.GetMetadata().GetName(), vm.ID, image}
 }
 
-// vmMetrics is what the node knows of a VM.
-func (s *Server) vmMetrics(box sandbox, vm container) ([]*runtimeapi.Metric, error) {
-	r := reading{vm: vm, now: time.Now()}
-	var err error
-	if r.resources, err = resourcesOf(vm); err != nil {
-		return nil, err
-	}
-	group := s.cgroupOf(box, vm.ID)
-	if r.group, err = cgroup.Read(group); err != nil {
-		return nil, err
-	}
-	if r.files, err = cgroup.OpenFiles(group); err != nil {
-		return nil, err
-	}
-	room, err := s.spaceOf(vm)
-	if err != nil {
-		return nil, err
-	}
+// vmMetrics is what the node knows of a VM. The errors are of what is missing in it.
+func (s *Server) vmMetrics(box sandbox, vm container) (metrics []*runtimeapi.Metric, failures error) {
 	labels := s.metricLabels(box, vm)
-	metrics := measure(nil, vmMetrics, r, labels)
+	room, err := s.spaceOf(vm)
+	if failures = err; err == nil {
+		metrics = measure(metrics, spaceMetrics, room, with(labels, s.Layout.VMs()))
+	}
+	r, err := s.readingOf(box, vm)
+	if err != nil {
+		return metrics, errors.Join(failures, err)
+	}
+	metrics = measure(metrics, vmMetrics, r, labels)
 	for _, m := range failureMetrics {
 		metrics = measure(metrics, []metric[cgroup.Stats]{m.metric}, r.group, with(labels, m.failure, "container"))
 	}
-	return measure(metrics, spaceMetrics, room, with(labels, s.Layout.VMs())), nil
+	return metrics, failures
+}
+
+func (s *Server) readingOf(box sandbox, vm container) (r reading, err error) {
+	r = reading{vm: vm, now: time.Now()}
+	if r.resources, err = resourcesOf(vm); err != nil {
+		return r, err
+	}
+	group := s.cgroupOf(box, vm.ID)
+	if r.group, err = cgroup.Read(group); err != nil {
+		return r, err
+	}
+	r.files, err = cgroup.OpenFiles(group)
+	return r, err
 }
 
 func (s *Server) spaceOf(vm container) (space, error) {
@@ -158,15 +133,18 @@ func (s *Server) spaceOf(vm container) (space, error) {
 	return space{used: usage.Bytes, bytes: fs.Blocks * positive(fs.Bsize), inodes: fs.Files, freeInodes: fs.Ffree}, nil
 }
 
-// innerMetrics appends what QEMU and the guest told.
-func innerMetrics(to []*runtimeapi.Metric, stats libvirttools.Stats, labels []string) []*runtimeapi.Metric {
-	for _, disk := range stats.Disks {
-		to = measure(to, diskMetrics, disk, with(labels, disk.Target))
+// innerMetrics is what QEMU and the guest told.
+func innerMetrics(told figure, labels []string) (metrics []*runtimeapi.Metric) {
+	for _, disk := range told.Disks {
+		metrics = measure(metrics, diskMetrics, disk, with(labels, disk.Target))
 	}
-	if stats.Guest != nil {
-		to = measure(to, guestMetrics, *stats.Guest, labels)
+	if told.Guest != nil {
+		metrics = measure(metrics, guestMetrics, *told.Guest, labels)
 	}
-	return to
+	for _, m := range metrics {
+		m.Timestamp = told.at.UnixNano()
+	}
+	return metrics
 }
 
 // with returns labels and more, leaving labels alone.

@@ -148,6 +148,7 @@ type Server struct {
 	exits    *exits
 	events   *eventHub
 	rates    *rates
+	figures  *guestFigures
 	consoles *consoles
 	access   access
 	counters *counters
@@ -175,6 +176,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		exits:    newExits(),
 		events:   newEventHub(),
 		rates:    newRates(),
+		figures:  newGuestFigures(o.Domains.Stats, o.Logger),
 		consoles: consoles,
 		counters: counters,
 		making:   newIDSet(),

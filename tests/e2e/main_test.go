@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ambipod/ambipod/tests/certificate"
 	"github.com/ambipod/ambipod/tests/node"
 )
 
@@ -24,10 +25,19 @@ const (
 // nodes are the package's nodes by name. Tests run one after another.
 var nodes = map[string]*node.Node{}
 
+// scraps are folders that nodes use.
+var scraps []string
+
 func TestMain(m *testing.M) {
 	code := m.Run()
 	for name, n := range nodes {
 		if err := takeDown(name, n, code != 0); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	for _, dir := range scraps {
+		if err := os.RemoveAll(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
@@ -67,12 +77,41 @@ func criNode(t *testing.T) *node.Node {
 	return sharedNode(t, "cri", node.Kubelet)
 }
 
+// tunedNode is a complete node whose kubelet has statistics from the CRI alone,
+// rotates logs when they are small, and reaches VMs' streams by TLS.
+func tunedNode(t *testing.T) *node.Node {
+	t.Helper()
+	if n, ok := nodes["tuned"]; ok {
+		return n
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "ambipod-e2e") //nolint:usetesting // the node outlives the test
+	must(t, err)
+	scraps = append(scraps, dir)
+	files, err := certificate.Write(dir)
+	must(t, err)
+	config := nodeConfig(t, "tuned")
+	config.Args = map[string][]string{node.VMRuntime: {"--stream-tls-cert", files.Cert, "--stream-tls-key", files.Key}}
+	config.Env = map[string][]string{node.Kubelet: {"SSL_CERT_FILE=" + files.Cert}}
+	config.Kubelet = map[string]any{
+		"featureGates":                map[string]bool{"PodAndContainerStatsFromCRI": true},
+		"containerLogMaxSize":         "32Ki",
+		"containerLogMaxFiles":        1000,
+		"containerLogMonitorInterval": "3s",
+	}
+	return startShared(t, "tuned", config)
+}
+
 func sharedNode(t *testing.T, name string, without ...string) *node.Node {
+	t.Helper()
+	return startShared(t, name, nodeConfig(t, name, without...))
+}
+
+func startShared(t *testing.T, name string, config node.Config) *node.Node {
 	t.Helper()
 	if n, ok := nodes[name]; ok {
 		return n
 	}
-	n, err := node.Start(deadline(t), nodeConfig(t, name, without...))
+	n, err := node.Start(deadline(t), config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -82,6 +82,9 @@ type Config struct {
 	StateBytes int64 `json:"stateBytes,omitempty"`
 	// Join, if set, makes kubelet part of a cluster; Node.Join sets it later.
 	Join *Join `json:"join,omitempty"`
+	// Kubelet are fields of KubeletConfiguration that differ from the node's usual
+	// ones.
+	Kubelet map[string]any `json:"kubelet,omitempty"`
 	// Progress, if set, is called when a step begins; what it returns is called
 	// with the step's error when it ends.
 	Progress func(step string) func(error) `json:"-"`

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -87,7 +88,7 @@ func (n *Node) translations() translationFile {
 
 // writeKubelet writes kubelet's configuration file.
 func (n *Node) writeKubelet() error {
-	settings, err := yaml.Marshal(n.kubeletSettings())
+	settings, err := n.kubeletYAML()
 	if err != nil {
 		return fmt.Errorf("write settings of kubelet: %w", err)
 	}
@@ -345,6 +346,20 @@ func (n *Node) kubeletSettings() kubeletConfig {
 		n.cfg.Join.adapt(&settings)
 	}
 	return settings
+}
+
+// kubeletYAML is kubelet's configuration file, with what the test wants otherwise.
+func (n *Node) kubeletYAML() ([]byte, error) {
+	usual, err := yaml.Marshal(n.kubeletSettings())
+	if err != nil || len(n.cfg.Kubelet) == 0 {
+		return usual, err
+	}
+	settings := map[string]any{}
+	if err := yaml.Unmarshal(usual, &settings); err != nil {
+		return nil, err
+	}
+	maps.Copy(settings, n.cfg.Kubelet)
+	return yaml.Marshal(settings)
 }
 
 // proxyConfig is criproxy's configuration file.
