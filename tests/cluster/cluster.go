@@ -136,11 +136,29 @@ func (c *Cluster) join(ctx context.Context) error {
 	})
 }
 
+// storageClass is for claims that name no class: folders of the node.
+const (
+	storageFile  = "storage.yaml"
+	storageClass = `apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata:
+  name: hostpath
+  annotations:
+    storageclass.kubernetes.io/is-default-class: "true"
+provisioner: kubernetes.io/host-path
+`
+)
+
 // settle adds what every cluster with Ambipod has and waits until pods can run.
 func (c *Cluster) settle(ctx context.Context) error {
-	runtimeClass := filepath.Join(c.node.Checkout(), "deploy", "base", "runtimeclass.yaml")
-	if _, err := c.Kubectl(ctx, "apply", "-f", runtimeClass); err != nil {
+	if err := c.write(storageFile, []byte(storageClass)); err != nil {
 		return err
+	}
+	base := filepath.Join(c.node.Checkout(), "deploy", "base")
+	for _, manifest := range []string{filepath.Join(base, "runtimeclass.yaml"), filepath.Join(base, "admission.yaml"), c.path(storageFile)} {
+		if _, err := c.Kubectl(ctx, "apply", "-f", manifest); err != nil {
+			return err
+		}
 	}
 	for _, args := range [][]string{
 		{"wait", "--for=condition=Ready", "node/" + c.node.Name(), patience},

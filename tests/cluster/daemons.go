@@ -124,6 +124,8 @@ func (c *Cluster) controllerManager() (argv []string, health string, err error) 
 		"--cluster-signing-cert-file", c.certificate(authority),
 		"--cluster-signing-key-file", c.key(authority),
 		"--flex-volume-plugin-dir", c.path("flex-volumes"),
+		// The storage class hostpath; its volumes are in /tmp/hostpath_pv.
+		"--enable-hostpath-provisioner",
 		// A guest's load shows soon, so the autoscaler need not wait for minutes.
 		"--horizontal-pod-autoscaler-sync-period", "5s",
 		"--horizontal-pod-autoscaler-cpu-initialization-period", "5s",

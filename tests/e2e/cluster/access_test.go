@@ -5,7 +5,9 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +17,7 @@ import (
 
 // TestKubectlGetsIntoAVM uses kubectl's ways into a pod on one VM.
 func TestKubectlGetsIntoAVM(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t)
 	s.apply(t, "pod.yaml")
 	const pod = "tiny-vm"
@@ -40,6 +43,7 @@ func TestKubectlGetsIntoAVM(t *testing.T) {
 	})
 	t.Run("cp", func(t *testing.T) { s.copies(t, pod) })
 	t.Run("port-forward", func(t *testing.T) { s.forwards(t, pod) })
+	t.Run("attach", func(t *testing.T) { s.attaches(t, pod) })
 	t.Run("top", func(t *testing.T) {
 		eventually(t, "metrics-server knows the VM", func(ctx context.Context) error {
 			out, err := shared.Kubectl(ctx, "--namespace", s.name, "top", "pod", pod, "--no-headers")
@@ -86,5 +90,51 @@ func (s space) forwards(t *testing.T, pod string) {
 	page, err := node.Fetch(ctx, fmt.Sprintf("http://127.0.0.1:%d/", port))
 	if err != nil || !strings.Contains(string(page), pod) {
 		t.Errorf("the page through the forwarded port is %q (%v), want %s in it", page, err, pod)
+	}
+}
+
+// attaches logs in on the serial console, from a terminal that script(1) makes:
+// kubectl refuses to do without.
+func (s space) attaches(t *testing.T, pod string) {
+	ctx, cancel := context.WithTimeout(deadline(t), testTime)
+	kubectl, err := shared.Command(ctx, "--namespace", s.name, "attach", "-it", pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, "script", "--quiet", "--echo", "never", "--command", strings.Join(kubectl.Args, " "), "/dev/null")
+	cmd.Env = kubectl.Env
+	keys, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	screen, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cancel(); _ = cmd.Wait() }()
+	for _, step := range []struct{ send, see string }{
+		{"\r", "login:"}, {"root\r", "Password:"}, {"tiny\r", "# "}, {"echo $((6*7))-seen\r", "42-seen"}, {"exit\r", "login:"},
+	} {
+		if _, err := keys.Write([]byte(step.send)); err != nil {
+			t.Fatal(err)
+		}
+		seen(t, screen, step.see)
+	}
+}
+
+// seen reads what a terminal shows until a text is there.
+func seen(t *testing.T, screen io.Reader, want string) {
+	t.Helper()
+	var shown strings.Builder
+	buffer := make([]byte, 256)
+	for !strings.Contains(shown.String(), want) {
+		n, err := screen.Read(buffer)
+		shown.Write(buffer[:n])
+		if err != nil {
+			t.Fatalf("the console shows %q (%v), want %q", shown.String(), err, want)
+		}
 	}
 }

@@ -43,6 +43,9 @@ func runAll(m *testing.M) int {
 	if err := takeDown(shared.Node(), code != 0); err != nil {
 		return fail(err)
 	}
+	// The provisioner of host paths makes the folder and only empties it; it is
+	// not empty if others use it too.
+	_ = os.Remove("/tmp/hostpath_pv")
 	return code
 }
 
@@ -91,7 +94,7 @@ type space struct{ name string }
 
 func newSpace(t *testing.T) space {
 	t.Helper()
-	s := space{strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))}
+	s := space{spaceName(t)}
 	kubectl(t, "create", "namespace", s.name)
 	kubectl(t, "wait", "--for=create", "serviceaccount/default", "--namespace", s.name, "--timeout=60s")
 	t.Cleanup(func() {
@@ -108,6 +111,8 @@ func newSpace(t *testing.T) space {
 	return s
 }
 
+func spaceName(t *testing.T) string { return strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")) }
+
 // kubectl runs kubectl in the test's namespace.
 func (s space) kubectl(t *testing.T, args ...string) string {
 	t.Helper()
@@ -117,7 +122,21 @@ func (s space) kubectl(t *testing.T, args ...string) string {
 // apply applies a file of examples/ as it is.
 func (s space) apply(t *testing.T, example string) {
 	t.Helper()
-	s.kubectl(t, "apply", "-f", filepath.Join(shared.Node().Checkout(), "examples", example))
+	s.kubectl(t, "apply", "-f", examplePath(example))
+}
+
+func examplePath(name string) string {
+	return filepath.Join(shared.Node().Checkout(), "examples", name)
+}
+
+// applyText applies a manifest that is no example.
+func (s space) applyText(t *testing.T, manifest string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "manifest.yaml")
+	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.kubectl(t, "apply", "-f", file)
 }
 
 // rolledOut waits until a workload has as many ready pods as it wants.
@@ -133,4 +152,14 @@ func kubectl(t *testing.T, args ...string) string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// atEnd runs kubectl when the test is over and its own time is up.
+func atEnd(t *testing.T, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), downTime)
+	defer cancel()
+	if _, err := shared.Kubectl(ctx, args...); err != nil {
+		t.Error(err)
+	}
 }

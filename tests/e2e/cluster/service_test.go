@@ -14,6 +14,7 @@ import (
 // TestOneServiceOfVMsAndContainers applies examples/service.yaml and reaches both
 // kinds of pod at the Service's address, from a pod of either kind.
 func TestOneServiceOfVMsAndContainers(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t)
 	s.apply(t, "service.yaml")
 	s.rolledOut(t, "deployment/web-container")

@@ -1,0 +1,96 @@
+//go:build e2e
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+// TestQuotaCountsVMs has room for one VM, whose size a limit range says.
+func TestQuotaCountsVMs(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	s.apply(t, "quota.yaml")
+	s.wait(t, "condition=Ready", "pod/small")
+	used := s.kubectl(t, "get", "resourcequota/one-vm", "-o", "jsonpath={.status.used.pods} {.status.used.limits\\.memory}")
+	if used != "1 352Mi" { // the limit range's 160Mi and the RuntimeClass' 192Mi
+		t.Errorf("the quota counts %q, want one pod with 352Mi", used)
+	}
+	const guestKB, least = 160 << 10, 120 << 10 // the kernel keeps a part
+	var total int
+	if _, err := fmt.Sscan(s.inGuest(t, "pod/small", "awk '/MemTotal/ {print $2}' /proc/meminfo"), &total); err != nil || total > guestKB || total < least {
+		t.Errorf("the guest has %d kB (%v), want little less than %d", total, err, guestKB)
+	}
+	for want, args := range map[string][]string{
+		"exceeded quota: one-vm":                   {"--image=vm.ambipod.io/tiny"},
+		"maximum memory usage per Container is 25": {"--image=vm.ambipod.io/tiny", `--overrides={"spec":{"containers":[{"name":"second","image":"vm.ambipod.io/tiny","resources":{"limits":{"memory":"257Mi"}}}]}}`},
+	} {
+		_, err := shared.Kubectl(deadline(t), append([]string{"--namespace", s.name, "run", "second"}, args...)...)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("a second VM: %v, want %q", err, want)
+		}
+	}
+}
+
+// TestImportantVMComesFirst preempts a VM for another.
+func TestImportantVMComesFirst(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	t.Cleanup(func() { atEnd(t, "delete", "priorityclass/vm-important", "--ignore-not-found") })
+	kubectl(t, "patch", "node", shared.Node().Name(), "--subresource=status", "--type=merge",
+		"-p", `{"status":{"capacity":{"example.com/slot":"1"}}}`)
+	s.kubectl(t, "run", "ordinary", "--image=vm.ambipod.io/tiny", `--overrides={"spec":{"runtimeClassName":"vm","terminationGracePeriodSeconds":1,`+
+		`"containers":[{"name":"ordinary","image":"vm.ambipod.io/tiny","resources":{"limits":{"memory":"128Mi","example.com/slot":"1"}}}]}}`)
+	s.wait(t, "jsonpath={.status.phase}=Running", "pod/ordinary")
+	s.apply(t, "priority.yaml")
+	s.wait(t, "condition=Ready", "pod/important")
+	s.podsLeft(t, "run=ordinary", 0)
+	s.says(t, "pod/ordinary", "Preempted")
+}
+
+// TestResizeInPlace changes the CPU limit of a running VM, and fails to change its
+// memory with a reason.
+func TestResizeInPlace(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	s.apply(t, "pod.yaml")
+	const pod = "pod/tiny-vm"
+	s.wait(t, "condition=Ready", pod)
+	resize := func(resources string) {
+		t.Helper()
+		s.kubectl(t, "patch", pod, "--subresource=resize", "-p", `{"spec":{"containers":[{"name":"machine","resources":`+resources+`}]}}`)
+	}
+	resize(`{"limits":{"cpu":"500m"}}`)
+	s.wait(t, "jsonpath={.status.containerStatuses[0].resources.limits.cpu}=500m", pod)
+	resize(`{"limits":{"memory":"256Mi"}}`)
+	eventually(t, "the pod says why its memory stays", func(ctx context.Context) error {
+		why, err := shared.Kubectl(ctx, "--namespace", s.name, "get", pod, "-o",
+			`jsonpath={.status.conditions[?(@.type=="PodResizeInProgress")].message}`)
+		if err == nil && (!strings.Contains(why, "cannot be changed") || !strings.Contains(why, "restart the pod")) {
+			err = fmt.Errorf("it says %q: %w", why, errdefs.ErrUnavailable)
+		}
+		return err
+	})
+	if got := s.kubectl(t, "get", pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].resources.limits.memory}"); got != "0 128Mi" {
+		t.Errorf("restarts and memory are %q after a resize that was refused, want 0 and 128Mi", got)
+	}
+}
+
+// says waits until an event of an object has a text.
+func (s space) says(t *testing.T, object, want string) {
+	t.Helper()
+	eventually(t, object+" has an event that explains it", func(ctx context.Context) error {
+		_, name, _ := strings.Cut(object, "/")
+		got, err := shared.Kubectl(ctx, "--namespace", s.name, "get", "events", "--field-selector=involvedObject.name="+name,
+			"-o", `jsonpath={range .items[*]}{.reason}: {.message}{"\n"}{end}`)
+		if err == nil && !strings.Contains(got, want) {
+			err = fmt.Errorf("%q is not in %q: %w", want, got, errdefs.ErrUnavailable)
+		}
+		return err
+	})
+}

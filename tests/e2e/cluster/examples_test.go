@@ -1,0 +1,159 @@
+//go:build e2e
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ambipod/ambipod/tests/node"
+)
+
+// TestExamples applies examples and looks at each VM from inside.
+func TestExamples(t *testing.T) {
+	t.Parallel()
+	claimsGo(t)
+	s := newSpace(t)
+	for _, e := range []struct{ file, pod, script, want string }{
+		{
+			"config.yaml", "configured",
+			`cat /etc/settings/colour /etc/credentials/token /etc/motd; echo " $colour"`,
+			"greensesamemade by cloud-init\n green\n",
+		},
+		{
+			"disks.yaml", "many-disks",
+			`df -m / | awk 'NR == 2 {print ($2 > 150)}'; df /scratch | awk 'NR == 2 {print $6}'; blockdev --getsize64 /dev/raw-disk`,
+			"1\n/scratch\n33554432\n",
+		},
+		{
+			"volumes.yaml", "with-folders",
+			`echo kept >/scratch/file && cat /scratch/file; test -s /zones/UTC && echo zones; touch /zones/new 2>/dev/null || echo read-only`,
+			"kept\nzones\nread-only\n",
+		},
+		{
+			"network.yaml", "networked",
+			"hostname; cat /etc/resolv.conf | sort",
+			"desk\nnameserver 192.0.2.53\nsearch office.example\n",
+		},
+		{
+			"pvc.yaml", "with-files",
+			"echo here >/srv/files/where && cat /srv/files/where; mount | grep -o 'on /srv/files type virtiofs'",
+			"here\non /srv/files type virtiofs\n",
+		},
+	} {
+		t.Run(e.file, func(t *testing.T) {
+			s.apply(t, e.file)
+			s.wait(t, "condition=Ready", "pod/"+e.pod)
+			if got := s.inGuest(t, "pod/"+e.pod, e.script); got != e.want {
+				t.Errorf("%s\nin the guest prints %q, want %q", e.script, got, e.want)
+			}
+			if e.file == "network.yaml" {
+				s.hostPort(t, e.pod)
+			}
+			s.kubectl(t, "delete", "pod", e.pod)
+		})
+	}
+}
+
+// hostPort reaches the VM at its node's address.
+func (s space) hostPort(t *testing.T, pod string) {
+	eventually(t, "the VM answers at the node's port", func(ctx context.Context) error {
+		page, err := node.Fetch(ctx, "http://"+shared.Node().IP().String()+":8080/")
+		if err == nil && !strings.Contains(string(page), "desk") {
+			err = fmt.Errorf("the page of %s is %q", pod, page)
+		}
+		return err
+	})
+}
+
+// TestLocalVolumes gives VMs volumes of one node: a raw device and a folder.
+func TestLocalVolumes(t *testing.T) {
+	t.Parallel()
+	device, file := loop(t, "written on the node")
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "file"), []byte("from the node"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newSpace(t)
+	s.localVolume(t, "local-disks", "Block", device)
+	s.localVolume(t, "local-folders", "Filesystem", folder)
+	s.apply(t, "block.yaml")
+	example, err := os.ReadFile(examplePath("pvc.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.applyText(t, strings.Replace(string(example), "spec:\n", "spec:\n  storageClassName: local-folders\n", 1))
+
+	s.wait(t, "condition=Ready", "pod/with-disk")
+	const text = "written in the guest"
+	if got := s.inGuest(t, "pod/with-disk", "head -c 19 /dev/data; printf '"+text+"' | dd of=/dev/data conv=fsync 2>/dev/null"); got != "written on the node" {
+		t.Errorf("the guest reads %q from its disk", got)
+	}
+	if got, err := os.ReadFile(file); err != nil || !strings.HasPrefix(string(got), text) {
+		t.Errorf("the device has %.30q (%v), want what the guest wrote", got, err)
+	}
+	s.wait(t, "condition=Ready", "pod/with-files")
+	if got := s.inGuest(t, "pod/with-files", "cat /srv/files/file; echo back >/srv/files/answer"); got != "from the node" {
+		t.Errorf("the guest reads %q from its folder", got)
+	}
+	if got, err := os.ReadFile(filepath.Join(folder, "answer")); err != nil || string(got) != "back\n" {
+		t.Errorf("the folder has %q (%v), want what the guest wrote", got, err)
+	}
+}
+
+// localVolume makes a volume and a storage class for it, which go at the test's
+// end.
+func (s space) localVolume(t *testing.T, class, mode, path string) {
+	t.Helper()
+	t.Cleanup(func() { atEnd(t, "delete", "persistentvolume/"+class, "storageclass/"+class, "--wait=false") })
+	s.applyText(t, fmt.Sprintf(`
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: %[1]s}
+provisioner: kubernetes.io/no-provisioner
+volumeBindingMode: WaitForFirstConsumer
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: %[1]s}
+spec:
+  storageClassName: %[1]s
+  volumeMode: %[2]s
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: Retain
+  local: {path: %[3]s}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms:
+        - matchExpressions:
+            - {key: kubernetes.io/hostname, operator: In, values: [%[4]s]}
+`, class, mode, path, shared.Node().Name()))
+}
+
+// loop attaches a file that begins with a text as a block device. It is detached
+// when the VM that has it is gone.
+func loop(t *testing.T, content string) (device, file string) {
+	t.Helper()
+	const size = 16 << 20
+	file = filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(file, append([]byte(content), make([]byte, size-len(content))...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", file).Output()
+	if err != nil {
+		t.Fatalf("attach a loop device, which takes the package mount and the kernel's loop driver: %v", err)
+	}
+	device = strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.CommandContext(context.Background(), "losetup", "--detach", device).CombinedOutput(); err != nil {
+			t.Errorf("detach %s: %v: %s", device, err, out)
+		}
+	})
+	return device, file
+}
