@@ -22,7 +22,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -53,8 +52,9 @@ type Options struct {
 	Socket string // path; replaced if nobody listens on it
 	UID    int    // QEMU's user, owner of the socket and only allowed caller
 	GID    int    // group of the socket
-	// Executable, if set, is the only program that is served: vmwrapper's path.
-	// QEMU's other processes have the same user.
+	// Executable, if set, is the only program that is served: vmwrapper's path. The
+	// caller's file may be a copy, in the container of libvirtd. QEMU's other
+	// processes have the same user.
 	Executable string
 	// VHostDevice, if it exists, is opened for every NIC: /dev/vhost-net.
 	VHostDevice string
@@ -246,25 +246,7 @@ func (s *Server) identify(conn *net.UnixConn) (int, error) {
 	if pid == 0 {
 		return pid, errors.New("the caller's process is in another PID namespace, so vmruntime cannot admit it: let vmruntime share the PID namespace of libvirtd")
 	}
-	return pid, s.checkProgram(pid)
-}
-
-func (s *Server) checkProgram(pid int) error {
-	if s.o.Executable == "" {
-		return nil
-	}
-	want, err := os.Stat(s.o.Executable)
-	if err != nil {
-		return fmt.Errorf("look at vmwrapper: %w", err)
-	}
-	have, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/exe")
-	if err != nil {
-		return fmt.Errorf("look at the caller's program: %w", err)
-	}
-	if !os.SameFile(want, have) {
-		return fmt.Errorf("process %d does not run %s", pid, s.o.Executable)
-	}
-	return nil
+	return pid, checkProgram(pid, s.o.Executable)
 }
 
 func (s *Server) handOver(ctx context.Context, conn *net.UnixConn, g Grant) (err error) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -189,6 +190,33 @@ func TestRefusals(t *testing.T) {
 			_, fds, err := ask(t, s, c.key)
 			if err == nil || !strings.Contains(err.Error(), c.want) || len(fds) != 0 {
 				t.Errorf("got %v and %d descriptors, want %q", err, len(fds), c.want)
+			}
+		})
+	}
+}
+
+// A libvirtd in a container of its own starts its own copy of vmwrapper.
+func TestCopyOfProgramIsServed(t *testing.T) {
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	twin := filepath.Join(t.TempDir(), "vmwrapper")
+	for name, other := range map[string]struct {
+		content []byte
+		served  bool
+	}{
+		"copy":    {program, true},
+		"changed": {append(program[:len(program)-1:len(program)-1], ^program[len(program)-1]), false},
+		"longer":  {append(slices.Clip(program), 0), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(twin, other.content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			err := checkProgram(os.Getpid(), twin)
+			if served := err == nil; served != other.served {
+				t.Errorf("served: %t (%v), want %t", served, err, other.served)
 			}
 		})
 	}
