@@ -104,7 +104,7 @@ func Add(group string, pid int) error {
 	} else {
 		var control cgroup1.Cgroup
 		if control, err = load1(group, subsystems1); err == nil {
-			err = control.Add(cgroup1.Process{Pid: pid})
+			err = errors.Join(control.Add(cgroup1.Process{Pid: pid}), addHybrid(group, pid))
 		}
 	}
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"path"
 	"testing"
 
+	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -76,6 +77,44 @@ func TestLifeOfAGroup(t *testing.T) {
 	}
 	if err := Add(group, os.Getpid()); !errdefs.IsNotFound(err) {
 		t.Errorf("Add to a deleted group: %v", err)
+	}
+}
+
+// TestAddOnHybridMachine: a process leaves the group that it has in version 2's tree,
+// so that whoever made that group can remove it.
+func TestAddOnHybridMachine(t *testing.T) {
+	if cgroups.Mode() != cgroups.Hybrid {
+		return // there is no second tree
+	}
+	former := fmt.Sprintf("%s/ambipod-former-%d", hybridMount, os.Getpid())
+	if err := os.Mkdir(former, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	group := Path(fmt.Sprintf("/ambipod-hybrid-%d", os.Getpid()), "vm")
+	if err := Create(group, Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	sleeper := exec.CommandContext(t.Context(), "sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = sleeper.Process.Kill()
+		_ = sleeper.Wait()
+		for _, g := range []string{group, path.Dir(group)} {
+			if err := Delete(g); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err := os.WriteFile(former+"/cgroup.procs", fmt.Append(nil, sleeper.Process.Pid), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := Add(group, sleeper.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(former); err != nil {
+		t.Errorf("the process keeps its former group: %v", err)
 	}
 }
 
