@@ -102,6 +102,7 @@ type settings struct {
 	streamKey          string
 	statusAddress      string
 	cniConfDir         string
+	cniRoot            string
 	cniBinDirs         []string
 	accelerator        string
 	protocol           string
@@ -127,12 +128,13 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.statusAddress, "status-address", "", "where to show metrics, health and progress over HTTP: HOST:PORT, unix:/PATH or off (default unix:RUN-DIR/vmruntime-status.sock)")
 	flags.StringVar(&s.virtiofsd, "virtiofsd", "/usr/lib/qemu/virtiofsd", "server of the folders that VMs share with this machine")
 	flags.StringVar(&s.swtpm, "swtpm", "/usr/bin/swtpm", "emulator of the TPMs of VMs that have one")
-	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "how to ask the API server for ConfigMaps and Secrets that a pod's annotations name and the pod does not mount (default: such a pod is refused)")
+	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "how to ask the API server for ConfigMaps and Secrets that a pod's annotations name and the pod does not mount: a file, or in-cluster for the service account of the pod that vmruntime runs in (default: such a pod is refused)")
 	flags.StringVar(&s.flexvolumeDir, "flexvolume-dir", "", "kubelet's --volume-plugin-dir, to put Virtlet's flexvolume driver into (default: nowhere)")
 	flags.StringVar(&s.hostRoot, "host-root", "", "where the node's root directory is mounted, for a vmruntime in a container: folders and devices of pods are looked up below it (default: where kubelet says)")
 	flags.StringSliceVar(&s.rawDevices, "raw-devices", nil, "patterns such as loop* of devices below /dev that any pod may have by a flexvolume of type raw")
 	flags.StringVar(&s.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "folder of the CNI configuration, the first file by name counts")
 	flags.StringSliceVar(&s.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "folders of CNI plugins")
+	flags.StringVar(&s.cniRoot, "cni-root", "", "where the node's root directory is mounted, for a vmruntime in a container: CNI plugins are looked up and run in it, and RUN-DIR must be the same folder there")
 	flags.StringVar(&s.accelerator, "accelerator", "auto", "auto, kvm or tcg; auto tries KVM out and falls back to software emulation")
 	flags.StringVar(&s.protocol, "download-protocol", "https", "https or http, for image names that name no protocol")
 	flags.StringSliceVar(&s.translationDirs, "image-translations-dir", nil, "folders of image name translations, the most important first; see docs/images.md")

@@ -40,8 +40,12 @@ func New(kubeconfig string) (*rest.RESTClient, error) {
 	return client, nil
 }
 
+// InCluster is a kubeconfig that means the service account of the pod that this process
+// runs in, where "" means something else.
+const InCluster = "in-cluster"
+
 func load(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" {
+	if kubeconfig == "" || kubeconfig == InCluster {
 		config, err := rest.InClusterConfig()
 		if err != nil {
 			return nil, fmt.Errorf("no kubeconfig was named and this process runs in no pod: %w: %w", err, errdefs.ErrInvalidArgument)

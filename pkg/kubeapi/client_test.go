@@ -100,7 +100,7 @@ func TestNodes(t *testing.T) {
 }
 
 func TestBadKubeconfig(t *testing.T) {
-	for name, file := range map[string]string{"missing": filepath.Join(t.TempDir(), "none"), "no pod": ""} {
+	for name, file := range map[string]string{"missing": filepath.Join(t.TempDir(), "none"), "no pod": "", "in no cluster": kubeapi.InCluster} {
 		if _, err := kubeapi.New(file); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", name, err)
 		}

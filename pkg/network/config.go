@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/invoke"
 )
 
 // Status tells whether pods can be given a network now: nil, or an error of one
@@ -111,7 +110,10 @@ func inlined(list *libcni.NetworkConfigList) (json.RawMessage, error) {
 }
 
 // pluginFinder looks for plugins' programs.
-type pluginFinder struct{ dirs []string }
+type pluginFinder struct {
+	root string // as findPlugin has it
+	dirs []string
+}
 
 // check returns an error that names the first program that is missing.
 func (f pluginFinder) check(list *libcni.NetworkConfigList) error {
@@ -120,7 +122,7 @@ func (f pluginFinder) check(list *libcni.NetworkConfigList) error {
 			if program == "" {
 				continue
 			}
-			if _, err := invoke.FindInPath(program, f.dirs); err != nil {
+			if _, err := findPlugin(f.root, program, f.dirs); err != nil {
 				return fmt.Errorf("CNI plugin %q of network %q is not in %s: install it there: %w",
 					program, list.Name, strings.Join(f.dirs, ", "), errdefs.ErrUnavailable)
 			}

@@ -27,9 +27,13 @@ const cleanupTimeout = 30 * time.Second
 // own; New creates them.
 type Options struct {
 	ConfDir  string   // CNI network configurations; the first valid file by name is used
-	BinDirs  []string // where CNI plugins are looked for
+	BinDirs  []string // where CNI plugins are looked for, on the node
 	CacheDir string   // attachments and CNI results; must survive a reboot
 	NetNSDir string   // files of network namespaces; may be empty after a reboot
+
+	// HostRoot is where the node's root directory is mounted, if this process is in a
+	// container; plugins are run in it. NetNSDir must then be the same folder in it.
+	HostRoot string
 
 	// Exclusive states that no other runtime uses the CNI networks. Only then
 	// do plugins get the verb GC, which makes them free all that is not ours.
@@ -73,14 +77,14 @@ func New(o Options) (*Manager, error) {
 			return nil, fmt.Errorf("create network folder: %w", err)
 		}
 	}
-	exec := &pluginExec{}
+	exec := &pluginExec{root: o.HostRoot}
 	return &Manager{
 		confDir:     o.ConfDir,
 		attachments: store,
 		netnsDir:    o.NetNSDir,
 		exclusive:   o.Exclusive,
 		cni:         libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, exec),
-		finder:      pluginFinder{dirs: o.BinDirs},
+		finder:      pluginFinder{root: o.HostRoot, dirs: o.BinDirs},
 		log:         o.Logger,
 		servers:     map[string][]*dhcp.Server{},
 		started:     map[string]bool{},

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 )
@@ -30,18 +29,21 @@ const (
 // pluginExec runs CNI plugins. Unlike libcni's own runner it ends a plugin
 // together with its children when the context does: a hung grandchild that
 // holds the output pipe must not hang the pod's deletion.
-type pluginExec struct{ version.PluginDecoder }
+type pluginExec struct {
+	version.PluginDecoder
+	root string // where plugins find the node's root directory; "" for our own
+}
 
 // FindInPath implements invoke.Exec.
-func (*pluginExec) FindInPath(plugin string, paths []string) (string, error) {
-	return invoke.FindInPath(plugin, paths)
+func (e *pluginExec) FindInPath(plugin string, paths []string) (string, error) {
+	return findPlugin(e.root, plugin, paths)
 }
 
 // ExecPlugin implements invoke.Exec. A program file that is just being written
 // is tried again, for plugins are upgraded in place.
 func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	for attempt := 0; ; attempt++ {
-		out, err := runPlugin(ctx, path, stdin, environ)
+		out, err := e.run(ctx, path, stdin, environ)
 		if !errors.Is(err, syscall.ETXTBSY) || attempt == busyRetries {
 			return out, err
 		}
@@ -53,14 +55,18 @@ func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, 
 	}
 }
 
-func runPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (e *pluginExec) run(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	stdout := &limitedBuffer{limit: pluginOutputLimit}
 	stderr := &limitedBuffer{limit: pluginOutputLimit}
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = environ
 	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// Plugins expect the node's files: their own state, sockets, iptables.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Chroot: e.root}
+	if e.root != "" {
+		cmd.Dir = "/"
+	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = pluginWaitDelay
 

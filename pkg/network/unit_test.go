@@ -140,6 +140,32 @@ func TestPluginExec(t *testing.T) {
 	}
 }
 
+// TestPluginIsFoundInRoot: a plugin of the node is where links lead there.
+func TestPluginIsFoundInRoot(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "usr/libexec/cni"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "opt"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "usr/libexec/cni/bridge"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/usr/libexec/cni", filepath.Join(root, "opt/cni")); err != nil {
+		t.Fatal(err)
+	}
+	e := pluginExec{root: root}
+	if path, err := e.FindInPath("bridge", []string{"/nowhere", "/opt/cni"}); err != nil || path != "/usr/libexec/cni/bridge" {
+		t.Errorf("found %q, %v", path, err)
+	}
+	for _, name := range []string{"", "ptp", "../cni/bridge", "cni"} {
+		if path, err := e.FindInPath(name, []string{"/opt/cni", "/usr/libexec"}); err == nil {
+			t.Errorf("plugin %q was found at %s", name, path)
+		}
+	}
+}
+
 // TestPluginBeingWritten: a program that is open for writing is waited for.
 func TestPluginBeingWritten(t *testing.T) {
 	path := script(t, "exit 0")
