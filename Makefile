@@ -59,7 +59,7 @@ bench: ## measure what criproxy and vmruntime cost
 
 images: ## build the container image of the node's daemons, _build/images/node.tar
 	@hack/setup.sh images
-	@images/node/build.sh _tools/images/packages.tar _build/images/node.tar
+	@images/node/build.sh _tools/images/packages.tar.gz _build/images/node.tar
 	@echo "Made _build/images/node.tar, an OCI archive."
 
 deb: ## build the Debian package of criproxy into _build

@@ -32,7 +32,7 @@ packages_images=(busybox-static kmod cpio grub-common grub-pc-bin e2fsprogs
 # What tests/deploy checks deploy/ with.
 packages_deploy=(prometheus systemd)
 # What images/node/build.sh runs.
-packages_images_node=(mmdebstrap buildah)
+packages_images_node=(mmdebstrap debian-archive-keyring gpgv jq)
 # What the recipe of the tests' Debian guest runs.
 packages_debian=(mmdebstrap debian-archive-keyring gpgv)
 packages_lint=(shellcheck gcc libc6-dev pkg-config libvirt-dev git)
@@ -167,6 +167,11 @@ image() {
 	printf '%s\n' "$sum" >"$stamp"
 }
 
+# node_packages makes the layer of packages that images/node/build.sh builds upon.
+node_packages() {
+	image packages.tar.gz images/node/packages "$top/images/node/build.sh" --packages
+}
+
 main() {
 	local node=(containerd crictl crane kubelet) cluster=(control-plane metrics-server)
 	check_machine
@@ -186,14 +191,15 @@ main() {
 		;;
 	test)
 		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_cluster[@]}" \
-			"${packages_debian[@]}" "${packages_deploy[@]}" "${packages_lint[@]}"
+			"${packages_debian[@]}" "${packages_images_node[@]}" "${packages_deploy[@]}" "${packages_lint[@]}"
+		node_packages
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}" gotestsum
 		step 'build the control plane' "$top/hack/build-tools.sh" "${cluster[@]}"
 		;;
 	images)
 		packages "${packages_vm[@]}" "${packages_images_node[@]}"
 		step 'build Ambipod' binaries
-		image packages.tar images/node/packages "$top/images/node/build.sh" --packages
+		node_packages
 		return
 		;;
 	lint)
