@@ -23,8 +23,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -101,6 +103,9 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err := c.registerMetrics(ctx); err != nil {
 		return err
 	}
+	if err := c.routeServices(ctx); err != nil {
+		return err
+	}
 	// kube-proxy takes its time if it comes before its node.
 	for _, name := range []string{Proxy, MetricsServer} {
 		if err := c.run(ctx, name); err != nil {
@@ -112,12 +117,16 @@ func (c *Cluster) start(ctx context.Context) error {
 
 // join makes the node's kubelet a member and the images of examples/ available.
 func (c *Cluster) join(ctx context.Context) error {
+	var labels map[string]string
+	if c.node.Has(node.VMRuntime) {
+		labels = map[string]string{"vm.ambipod.io/capable": "true"}
+	}
 	err := c.node.Join(node.Join{
 		Kubeconfig:  c.kubeconfig(kubelet),
 		ClientCA:    c.certificate(authority),
 		Certificate: c.certificate(kubeletServing),
 		Key:         c.key(kubeletServing),
-		Labels:      map[string]string{"vm.ambipod.io/capable": "true"},
+		Labels:      labels,
 	})
 	if err != nil {
 		return err
@@ -149,13 +158,18 @@ provisioner: kubernetes.io/host-path
 `
 )
 
-// settle adds what every cluster with Ambipod has and waits until pods can run.
+// settle adds what every cluster with Ambipod has, unless that is to be installed,
+// and waits until pods can run.
 func (c *Cluster) settle(ctx context.Context) error {
 	if err := c.write(storageFile, []byte(storageClass)); err != nil {
 		return err
 	}
-	base := filepath.Join(c.node.Checkout(), "deploy", "base")
-	for _, manifest := range []string{filepath.Join(base, "runtimeclass.yaml"), filepath.Join(base, "admission.yaml"), c.path(storageFile)} {
+	manifests := []string{c.path(storageFile)}
+	if c.node.Has(node.VMRuntime) {
+		base := filepath.Join(c.node.Checkout(), "deploy", "base")
+		manifests = append(manifests, filepath.Join(base, "runtimeclass.yaml"), filepath.Join(base, "admission.yaml"))
+	}
+	for _, manifest := range manifests {
 		if _, err := c.Kubectl(ctx, "apply", "-f", manifest); err != nil {
 			return err
 		}
@@ -167,6 +181,18 @@ func (c *Cluster) settle(ctx context.Context) error {
 		if _, err := c.Kubectl(ctx, args...); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// routeServices lets the node's own processes and pods of its network speak to
+// Services: kube-proxy changes addresses of packets only if there is a way for them.
+func (c *Cluster) routeServices(ctx context.Context) error {
+	argv := []string{
+		"--net=" + c.node.Namespace(), "ip", "route", "replace", serviceCIDR.String(), "dev", "lo", "src", c.node.IP().String(),
+	}
+	if out, err := exec.CommandContext(ctx, "nsenter", argv...).CombinedOutput(); err != nil {
+		return fmt.Errorf("make route to Services: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

@@ -92,6 +92,8 @@ func (c *Cluster) apiServer() (argv []string, health string, err error) {
 		"--client-ca-file", c.certificate(authority),
 		"--authorization-mode", "Node,RBAC",
 		"--enable-admission-plugins", "NodeRestriction",
+		// Ambipod's own daemons are.
+		"--allow-privileged",
 		"--kubelet-certificate-authority", c.certificate(authority),
 		"--kubelet-client-certificate", c.certificate(apiToKubelet),
 		"--kubelet-client-key", c.key(apiToKubelet),

@@ -41,6 +41,9 @@ func order() []string {
 	return []string{Registry, ImageSite, Containerd, Libvirtd, VMRuntime, CRIProxy, Kubelet}
 }
 
+// Has says whether the node runs the daemon itself.
+func (n *Node) Has(daemon string) bool { return n.wants(daemon) }
+
 func (n *Node) wants(daemon string) bool { return !slices.Contains(n.cfg.Without, daemon) }
 
 func (n *Node) startAll(ctx context.Context) error {

@@ -63,14 +63,14 @@ func (n *Node) image(name string) string {
 func (n *Node) programs() []string {
 	need := []string{
 		n.tool("kubelet"), n.tool("containerd"), n.tool("containerd-shim-runc-v2"),
-		n.tool("crictl"), n.tool("crane"),
+		n.tool("crictl"), n.tool("crane"), n.image(guestFile),
 		runcPath, filepath.Join(pluginsDir, "bridge"), "/usr/bin/busybox",
 	}
 	if n.wants(CRIProxy) {
 		need = append(need, n.built("criproxy"))
 	}
 	if n.wants(VMRuntime) {
-		need = append(need, n.built("vmruntime"), n.built("vmctl"), n.built("vmwrapper"), n.built("vmguest"), qemuPath, n.image(guestFile))
+		need = append(need, n.built("vmruntime"), n.built("vmctl"), n.built("vmwrapper"), n.built("vmguest"), qemuPath)
 	}
 	return need
 }
@@ -104,6 +104,9 @@ func (n *Node) KubeletDir() string { return n.path(dirKubelet) }
 
 // volumePluginDir is where kubelet looks for flexvolume drivers.
 func (n *Node) volumePluginDir() string { return n.path(dirKubelet, "exec-plugins") }
+
+// ImageTranslations is the file with the short names of disk images.
+func (n *Node) ImageTranslations() string { return n.path(dirEtc, dirTranslations, "images.yaml") }
 
 // PodLogDir is where kubelet has the pods' logs written.
 func (n *Node) PodLogDir() string { return n.path(dirPods) }
@@ -169,6 +172,7 @@ func (n *Node) makeFolders() error {
 		{dirPrograms, 0o755},
 		{dirRun, 0o711},
 		{filepath.Join(dirRun, "criproxy"), 0o700},
+		{filepath.Join(dirRun, "vm"), 0o711},
 		{dirLibvirt, 0o711},
 		{dirEtc, 0o700},
 		{filepath.Join(dirEtc, "cni"), 0o700},
@@ -202,13 +206,11 @@ func (n *Node) makeFolders() error {
 // copyPrograms copies what QEMU's user runs or the image server shows: the
 // checkout may be in a home folder that nobody else may enter.
 func (n *Node) copyPrograms() error {
-	if !n.wants(VMRuntime) {
-		return nil
+	err := copyFile(n.image(guestFile), n.path(dirSite, guestFile), 0o644)
+	if n.wants(VMRuntime) {
+		err = errors.Join(err, copyFile(n.built("vmwrapper"), n.path(dirPrograms, "vmwrapper"), 0o755))
 	}
-	return errors.Join(
-		copyFile(n.built("vmwrapper"), n.path(dirPrograms, "vmwrapper"), 0o755),
-		copyFile(n.image(guestFile), n.path(dirSite, guestFile), 0o644),
-	)
+	return err
 }
 
 func copyFile(from, to string, mode os.FileMode) (err error) {
