@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"time"
 
@@ -56,6 +57,7 @@ told to stop. It uses the service account of the pod that it runs in, or a kubec
 	command.Flags().StringVar(&kubeconfig, "kubeconfig", "", "how to reach the API server (default: as a pod's service account)")
 	command.Flags().DurationVar(&every, "every", 10*time.Second, "time between two looks")
 	command.Flags().DurationVar(&patience, "patience", 30*time.Second, "how long vmruntime may be away before the labels go")
+	command.Flags().AddGoFlagSet(flag.CommandLine) // glog's
 	return command
 }
 
