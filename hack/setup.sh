@@ -29,6 +29,8 @@ packages_cluster=(etcd-server)
 # What the image recipes under images/ read or run.
 packages_images=(busybox-static kmod cpio grub-common grub-pc-bin e2fsprogs
 	fdisk xz-utils)
+# A file system that shares blocks between files, and what unpackers are compared with.
+packages_disks=(xfsprogs gzip xz-utils zstd)
 # What tests/deploy checks deploy/ with.
 packages_deploy=(prometheus systemd)
 # What images/node/build.sh runs.
@@ -191,7 +193,7 @@ main() {
 		;;
 	test)
 		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_cluster[@]}" \
-			"${packages_debian[@]}" "${packages_images_node[@]}" "${packages_deploy[@]}" "${packages_lint[@]}"
+			"${packages_debian[@]}" "${packages_disks[@]}" "${packages_images_node[@]}" "${packages_deploy[@]}" "${packages_lint[@]}"
 		node_packages
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}" gotestsum
 		step 'build the control plane' "$top/hack/build-tools.sh" "${cluster[@]}"

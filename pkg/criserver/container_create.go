@@ -74,6 +74,7 @@ type vmPlan struct {
 	size     size
 	image    imagestore.Image
 	volumes  guestVolumes
+	cloned   bool // the root disk is a clone of the image; known when it is made
 }
 
 // planVM checks everything that can be checked without making anything.
@@ -103,7 +104,7 @@ func (s *Server) planVM(ctx context.Context, box sandbox, config *runtimeapi.Con
 	if err != nil {
 		return vmPlan{}, err
 	}
-	plan := vmPlan{settings, vmSize, image, found}
+	plan := vmPlan{settings: settings, size: vmSize, image: image, volumes: found}
 	return plan, s.checkHardware(ctx, plan)
 }
 

@@ -97,7 +97,7 @@ func (s *Server) stats(ctx context.Context, box sandbox, vm container) (*runtime
 		Labels:      vm.config.GetLabels(),
 		Annotations: vm.config.GetAnnotations(),
 	}}
-	usage, err := diskusage.Measure(s.Layout.VM(vm.ID).Dir)
+	usage, err := diskusage.MeasureOwn(s.Layout.VM(vm.ID).Dir)
 	if err == nil {
 		stats.WritableLayer, err = filesystem(s.Layout.VMs(), usage)
 	}

@@ -16,7 +16,7 @@ func (s *Server) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	disks, err := diskusage.Measure(s.Layout.VMs())
+	disks, err := diskusage.MeasureOwn(s.Layout.VMs())
 	if err != nil {
 		return nil, fmt.Errorf("disk use of VMs: %w", err)
 	}

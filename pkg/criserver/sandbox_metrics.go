@@ -122,7 +122,7 @@ func (s *Server) readingOf(box sandbox, vm container) (r reading, err error) {
 }
 
 func (s *Server) spaceOf(vm container) (space, error) {
-	usage, err := diskusage.Measure(s.Layout.VM(vm.ID).Dir)
+	usage, err := diskusage.MeasureOwn(s.Layout.VM(vm.ID).Dir)
 	if err != nil {
 		return space{}, err
 	}

@@ -28,7 +28,8 @@ func (s *Server) buildVM(ctx context.Context, box sandbox, vm container, plan vm
 		}
 	}
 	failpoint.Hit("CreateContainer/folders-made")
-	if err := s.makeRoot(ctx, vm, plan); err != nil {
+	var err error
+	if plan.cloned, err = s.makeRoot(ctx, vm, plan); err != nil {
 		return err
 	}
 	failpoint.Hit("CreateContainer/root-made")
@@ -51,8 +52,9 @@ func (s *Server) buildVM(ctx context.Context, box sandbox, vm container, plan vm
 	return nil
 }
 
-// makeRoot makes the disk that a VM boots from, or takes the pod's.
-func (s *Server) makeRoot(ctx context.Context, vm container, plan vmPlan) (err error) {
+// makeRoot makes the disk that a VM boots from, or takes the pod's. It tells whether
+// that is a clone of the image and no overlay.
+func (s *Server) makeRoot(ctx context.Context, vm container, plan vmPlan) (cloned bool, err error) {
 	if root := plan.volumes.root; root != nil {
 		root.size, err = volumes.PreparePersistentRoot(ctx, volumes.PersistentRoot{
 			Device:      root.node,
@@ -62,26 +64,34 @@ func (s *Server) makeRoot(ctx context.Context, vm container, plan vmPlan) (err e
 			VirtualSize: plan.image.VirtualSize,
 			Replace:     plan.settings.ReplaceRoot,
 		})
-		return err
+		return false, err
 	}
-	return volumes.CreateRoot(ctx, volumes.Root{
-		Path:        s.Layout.VM(vm.ID).RootDisk(),
+	root := volumes.Root{
+		Path:        s.Layout.VM(vm.ID).RootClone(),
 		Base:        plan.image.Path,
 		BaseFormat:  string(plan.image.Format),
 		VirtualSize: plan.image.VirtualSize,
 		Size:        plan.settings.RootSize,
 		UID:         s.QEMUUser.UID,
 		GID:         s.QEMUUser.GID,
-	})
+	}
+	if cloned, err = volumes.CloneRoot(root); cloned || err != nil {
+		return cloned, err
+	}
+	root.Path = s.Layout.VM(vm.ID).RootDisk()
+	return false, volumes.CreateRoot(ctx, root)
 }
 
 // rootDisk describes it to libvirt.
 func (s *Server) rootDisk(vm container, plan vmPlan) libvirttools.Disk {
 	disk := libvirttools.Disk{Bus: plan.settings.DiskBus, Serial: "root"}
-	if root := plan.volumes.root; root != nil {
+	switch root := plan.volumes.root; {
+	case root != nil:
 		disk.Path, disk.Device, disk.Format = root.node, true, libvirttools.FormatRaw
 		disk.Offset, disk.Size = volumes.RootOffset, root.size
-	} else {
+	case plan.cloned:
+		disk.Path, disk.Format, disk.Ephemeral = s.Layout.VM(vm.ID).RootClone(), libvirttools.FormatRaw, true
+	default:
 		disk.Path, disk.Format, disk.Ephemeral = s.Layout.VM(vm.ID).RootDisk(), libvirttools.FormatQCOW2, true
 		disk.Backing = &libvirttools.Disk{Path: plan.image.Path, Format: string(plan.image.Format)}
 	}

@@ -4,9 +4,11 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/layout"
+	"github.com/ambipod/ambipod/pkg/libvirttools"
 	"github.com/ambipod/ambipod/pkg/metadata"
 )
 
@@ -33,5 +35,24 @@ func TestDomainHidesCPUFeatures(t *testing.T) {
 	got := testServer().domain(sandbox{}, testVM(), vmPlan{})
 	if want := []string{"arch-capabilities"}; !slices.Equal(got.DisableFeatures, want) {
 		t.Errorf("features %q are hidden, want %q", got.DisableFeatures, want)
+	}
+}
+
+func TestRootDisks(t *testing.T) {
+	t.Parallel()
+	dir := "/var/lib/ambipod/vms/" + testID + "/"
+	plan := vmPlan{}
+	plan.image.Path, plan.image.Format = "/images/1", "raw"
+	overlay := testServer().rootDisk(testVM(), plan)
+	if want := (libvirttools.Disk{
+		Path: dir + "root.qcow2", Format: "qcow2", Serial: "root", Ephemeral: true,
+		Backing: &libvirttools.Disk{Path: "/images/1", Format: "raw"},
+	}); !cmp.Equal(overlay, want) {
+		t.Errorf("overlay (-want +got):\n%s", cmp.Diff(want, overlay))
+	}
+	plan.cloned = true
+	clone := testServer().rootDisk(testVM(), plan)
+	if want := (libvirttools.Disk{Path: dir + "root.raw", Format: "raw", Serial: "root", Ephemeral: true}); !cmp.Equal(clone, want) {
+		t.Errorf("clone (-want +got):\n%s", cmp.Diff(want, clone))
 	}
 }

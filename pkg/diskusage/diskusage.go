@@ -27,6 +27,30 @@ const blockUnit = 512
 // not count, and an absent path yields fs.ErrNotExist; a file with several names
 // counts once for each.
 func Measure(path string) (Usage, error) {
+	return measure(path, func(string, fs.FileInfo) (uint64, error) { return 0, nil })
+}
+
+// MeasureOwn is Measure without the blocks that files share with others: what would be
+// free if path was removed. Of a disk that was cloned from an image this is only what
+// the guest has written.
+func MeasureOwn(path string) (Usage, error) {
+	can, err := canShare(path)
+	if err != nil {
+		return Usage{}, fmt.Errorf("measure disk usage: %w", err)
+	}
+	if !can {
+		return Measure(path)
+	}
+	return measure(path, func(name string, info fs.FileInfo) (uint64, error) {
+		if !info.Mode().IsRegular() {
+			return 0, nil
+		}
+		return shared(name)
+	})
+}
+
+// measure adds up all below path without what except says of each.
+func measure(path string, except func(string, fs.FileInfo) (uint64, error)) (Usage, error) {
 	var total Usage
 	err := filepath.WalkDir(path, func(name string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) && name != path {
@@ -35,23 +59,35 @@ func Measure(path string) (Usage, error) {
 		if err != nil {
 			return err
 		}
-		info, err := entry.Info()
+		own, err := usageOf(name, entry, except)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		if err != nil {
-			return err
-		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			total.Bytes += uint64(stat.Blocks) * blockUnit //nolint:gosec // not negative
-			total.Inodes++
-		}
-		return nil
+		total.Bytes += own.Bytes
+		total.Inodes += own.Inodes
+		return err
 	})
 	if err != nil {
 		return Usage{}, fmt.Errorf("measure disk usage: %w", err)
 	}
 	return total, nil
+}
+
+func usageOf(name string, entry fs.DirEntry, except func(string, fs.FileInfo) (uint64, error)) (Usage, error) {
+	info, err := entry.Info()
+	if err != nil {
+		return Usage{}, err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return Usage{}, nil
+	}
+	bytes := uint64(stat.Blocks) * blockUnit //nolint:gosec // not negative
+	less, err := except(name, info)
+	if err != nil {
+		return Usage{}, err
+	}
+	return Usage{Bytes: bytes - min(less, bytes), Inodes: 1}, nil
 }
 
 // Mountpoint is where the file system is mounted that a folder lies on: the highest

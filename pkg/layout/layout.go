@@ -88,6 +88,10 @@ type VM struct {
 // RootDisk is the qcow2 overlay over the image, written by QEMU.
 func (v VM) RootDisk() string { return filepath.Join(v.Dir, "root.qcow2") }
 
+// RootClone is the root disk in RootDisk's place where the file system lets it share its
+// blocks with a raw image; raw, written by QEMU.
+func (v VM) RootClone() string { return filepath.Join(v.Dir, "root.raw") }
+
 // Disk is a disk that ends with the VM, of that name in the pod's annotation.
 func (v VM) Disk(name string) string { return filepath.Join(v.Dir, "disk-"+name+".qcow2") }
 

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"github.com/containerd/errdefs"
 )
@@ -23,8 +22,13 @@ type Root struct {
 	UID, GID    int    // QEMU's user and group, who own the disk
 }
 
-// baseFormats are those that the image store keeps.
-var baseFormats = []string{"raw", "qcow2"}
+// Formats that the image store keeps.
+const (
+	formatRaw   = "raw"
+	formatQCOW2 = "qcow2"
+)
+
+var baseFormats = []string{formatRaw, formatQCOW2}
 
 // sectorSize is what disk sizes are multiples of, in bytes.
 const sectorSize = 512
@@ -63,14 +67,17 @@ func CreateRoot(ctx context.Context, r Root) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("create root disk: %w", err)
 	}
-	if _, err := os.Stat(r.Base); err != nil {
+	if err := checkBase(r.Base, r.BaseFormat); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 		}
 		return fmt.Errorf("create root disk %s: base: %w", r.Path, err)
 	}
 	temp := unfinished(r.Path)
-	err := r.write(ctx, temp)
+	err := ctx.Err()
+	if err == nil {
+		err = r.write(temp)
+	}
 	if err == nil {
 		err = os.Rename(temp, r.Path)
 	}
@@ -83,15 +90,11 @@ func CreateRoot(ctx context.Context, r Root) error {
 // unfinished is the name of a disk in the making.
 func unfinished(path string) string { return path + ".new" }
 
-func (r Root) write(ctx context.Context, path string) error {
+func (r Root) write(path string) error {
 	if err := removeFile(path); err != nil { // of an earlier attempt
 		return err
 	}
-	_, err := qemuImg(ctx, "create", "-q", "-f", "qcow2", "-F", r.BaseFormat, "-b", r.Base, path, strconv.FormatInt(r.size(), 10))
-	if err != nil {
-		return err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err := writeOverlay(path, r.Base, r.BaseFormat, r.size()); err != nil {
 		return err
 	}
 	if err := os.Chown(path, r.UID, r.GID); err != nil {

@@ -176,9 +176,13 @@ func TestCreateRootCancelled(t *testing.T) {
 	}
 }
 
+// Only looking at a disk that is there already takes qemu-img.
 func TestCreateRootWithoutQEMU(t *testing.T) {
 	r := newBase(t, "qcow2")
 	t.Setenv("PATH", t.TempDir())
+	if err := CreateRoot(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
 	err := CreateRoot(t.Context(), r)
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "install the package qemu-utils") {
 		t.Errorf("got error %v, want advice", err)

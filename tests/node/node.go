@@ -80,6 +80,9 @@ type Config struct {
 	// StateBytes, if not 0, makes vmruntime's state folder a file system of that
 	// size, so that it can be filled up.
 	StateBytes int64 `json:"stateBytes,omitempty"`
+	// StateXFS makes that file system XFS in a file, whose files can share blocks,
+	// instead of one in memory; it needs 300 MiB at least.
+	StateXFS bool `json:"stateXFS,omitempty"`
 	// Join, if set, makes kubelet part of a cluster; Node.Join sets it later.
 	Join *Join `json:"join,omitempty"`
 	// Kubelet are fields of KubeletConfiguration that differ from the node's usual
@@ -167,7 +170,7 @@ func prepare(ctx context.Context, cfg Config) (*Node, error) {
 		return nil, err
 	}
 	return n, n.step("make network namespace, cgroup and settings", func() error {
-		if err := n.makeAll(); err != nil {
+		if err := n.makeAll(ctx); err != nil {
 			return errors.Join(err, n.Stop(context.WithoutCancel(ctx)))
 		}
 		return nil
@@ -190,7 +193,7 @@ func (n *Node) check() error {
 	return nil
 }
 
-func (n *Node) makeAll() error {
+func (n *Node) makeAll(ctx context.Context) error {
 	if err := n.makeFolders(); err != nil {
 		return err
 	}
@@ -205,7 +208,7 @@ func (n *Node) makeAll() error {
 	if err := makeCgroups(n.Cgroup()); err != nil {
 		return err
 	}
-	return errors.Join(n.mountState(), n.writeSettings(), n.copyPrograms(), n.shareKubeletMounts())
+	return errors.Join(n.mountState(ctx), n.writeSettings(), n.copyPrograms(), n.shareKubeletMounts())
 }
 
 // save writes what Load reads.

@@ -137,15 +137,35 @@ func (*Node) Share(dir string) error {
 }
 
 // mountState gives vmruntime's state a file system of its own, if that is wanted.
-func (n *Node) mountState() error {
-	if n.cfg.StateBytes == 0 {
+func (n *Node) mountState(ctx context.Context) error {
+	switch {
+	case n.cfg.StateBytes == 0:
 		return nil
+	case n.cfg.StateXFS:
+		return n.mountXFS(ctx)
 	}
 	options := "mode=0711,size=" + strconv.FormatInt(n.cfg.StateBytes, 10)
 	if err := unix.Mount("ambipod-"+n.id, n.VMStateDir(), "tmpfs", 0, options); err != nil {
 		return fmt.Errorf("mount state of vmruntime: %w", err)
 	}
 	return nil
+}
+
+func (n *Node) mountXFS(ctx context.Context) error {
+	file := n.path("state.xfs")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		return fmt.Errorf("make file system for vmruntime's state: %w", err)
+	}
+	if err := os.Truncate(file, n.cfg.StateBytes); err != nil {
+		return fmt.Errorf("make file system for vmruntime's state: %w", err)
+	}
+	if _, err := run(ctx, "mkfs.xfs", "-q", file); err != nil {
+		return fmt.Errorf("make file system for vmruntime's state (package xfsprogs): %w", err)
+	}
+	if _, err := run(ctx, "mount", "-o", "loop", file, n.VMStateDir()); err != nil {
+		return fmt.Errorf("mount state of vmruntime: %w", err)
+	}
+	return os.Chmod(n.VMStateDir(), 0o711) //nolint:gosec // QEMU passes it on the way to its disks
 }
 
 // mounts lists mount points below the node's root, latest first.
