@@ -28,6 +28,7 @@ const (
 	stepForgotten   step = "forgotten"   // the index does not know it any more
 	stepUndescribed step = "undescribed" // its description is gone
 	stepErased      step = "erased"      // its file is gone
+	stepHidden      step = "hidden"      // in use, so that only its names are gone
 )
 
 // add judges a complete download and makes it an image of the store. Until the

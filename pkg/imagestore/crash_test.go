@@ -145,6 +145,29 @@ func TestCrashWhileRemoving(t *testing.T) {
 	}
 }
 
+// TestCrashWhileHiding kills the removal of an image that a VM uses.
+func TestCrashWhileHiding(t *testing.T) {
+	srv := serve(t, map[string][]byte{"/d": imagetest.QCOW2("a")})
+	s := openStore(t)
+	image := pull(t, s, srv.name("/d"))
+	if err := errors.Join(s.Hold(image.ID, "vm1"), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	crash(t, s.opts.Dir, stepHidden, "remove "+image.ID)
+	s = openStore(t, inDir(s.opts.Dir))
+	if images, _ := s.List(); len(images) != 0 {
+		t.Errorf("images after the crash: %v", images)
+	}
+	checkConsistent(t, s)
+	if _, err := os.Stat(image.Path); err != nil {
+		t.Errorf("the image of a VM: %v", err)
+	}
+	if err := s.Release("vm1"); err != nil {
+		t.Fatal(err)
+	}
+	wantEmpty(t, s)
+}
+
 // checkConsistent proves that the disk holds what the index knows and no more.
 func checkConsistent(t *testing.T, s *Store) {
 	t.Helper()

@@ -33,6 +33,9 @@ func (s *Store) hideLocked(r *record) error {
 	if err := s.index.apply(change{put: []*record{hidden}}); err != nil {
 		return fmt.Errorf("hide image %s: %w", r.ID, err)
 	}
+	if err := s.reached(stepHidden); err != nil {
+		return err
+	}
 	s.log.Info("image was removed; its file stays until the last VM that uses it is gone", "id", r.ID)
 	if err := s.writeDescription(hidden); err != nil {
 		return fmt.Errorf("hide image %s: %w", r.ID, err)
