@@ -45,7 +45,9 @@ func TestAccess(t *testing.T) {
 	t.Run("terminal", func(t *testing.T) { accessTerminal(t, p) })
 	t.Run("client that leaves", func(t *testing.T) { accessLeft(t, p) })
 	t.Run("console", func(t *testing.T) { accessConsole(t, p) })
+	t.Run("console with a stuck client", func(t *testing.T) { accessStuck(t, p) })
 	t.Run("vmruntime restarted", func(t *testing.T) { accessRestarted(t, p) })
+	t.Run("agent alone", func(t *testing.T) { accessPlain(t, p) })
 	p.removeAtEnd(t)
 	t.Run("VM that is gone", func(t *testing.T) {
 		_, err := p.ExecSync(deadline(t), &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"true"}})
@@ -60,7 +62,7 @@ func accessWithoutAgent(t *testing.T, p *pod) {
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
 	want := refusal{codes.FailedPrecondition, []string{"qemu-guest-agent", "org.qemu.guest_agent.0", p.config.GetMetadata().GetName()}}
-	_, err := p.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"true"}})
+	_, err := p.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"true"}, Timeout: 15})
 	want.check(t, err)
 	_, err = p.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: p.id, Cmd: []string{"true"}, Stdout: true})
 	want.check(t, err)
@@ -267,57 +269,6 @@ func accessLeft(t *testing.T, p *pod) {
 	notRunning(t, p, "sleep 8766")
 }
 
-// accessConsole attaches two clients to the serial console.
-func accessConsole(t *testing.T, p *pod) {
-	type terminal struct {
-		keys   *io.PipeWriter
-		screen *io.PipeReader
-		done   chan error
-	}
-	open := func() *terminal {
-		in, keys := io.Pipe()
-		screen, out := io.Pipe()
-		term := &terminal{keys: keys, screen: screen, done: make(chan error, 1)}
-		go func() {
-			err := p.stream(t, deadline(t), remotecommand.StreamOptions{Stdin: in, Stdout: out, Tty: true})
-			_ = out.CloseWithError(errors.Join(io.EOF, err))
-			term.done <- err
-		}()
-		t.Cleanup(func() { _ = keys.Close(); _ = screen.Close() })
-		return term
-	}
-	see := func(term *terminal, want string) {
-		t.Helper()
-		var seen []byte
-		buffer := make([]byte, 256)
-		for !strings.Contains(string(seen), want) {
-			n, err := term.screen.Read(buffer)
-			if seen = append(seen, buffer[:n]...); err != nil {
-				t.Fatalf("the screen shows %q (%v), want %q", seen, err, want)
-			}
-		}
-	}
-	first := open()
-	go func() { _, _ = io.WriteString(first.keys, "\r") }()
-	see(first, "login:")
-	second := open()
-	go func() { _, _ = io.WriteString(second.keys, "somebody") }()
-	see(second, "somebody")
-	see(first, "somebody")
-	go func() { _, _ = io.WriteString(first.keys, "\x1d") }()
-	go func() { _, _ = io.Copy(io.Discard, first.screen) }()
-	if err := <-first.done; err != nil {
-		t.Errorf("detached client: %v", err)
-	}
-	go func() { _, _ = io.WriteString(second.keys, "else") }()
-	see(second, "else")
-	go func() { _, _ = io.WriteString(second.keys, "\x1d") }()
-	go func() { _, _ = io.Copy(io.Discard, second.screen) }()
-	if err := <-second.done; err != nil {
-		t.Errorf("detached client: %v", err)
-	}
-}
-
 // accessRestarted shows that commands work with the next vmruntime as with the last.
 func accessRestarted(t *testing.T, p *pod) {
 	before := p.sync(t, "cat /proc/sys/kernel/random/boot_id").GetStdout()
@@ -331,4 +282,35 @@ func accessRestarted(t *testing.T, p *pod) {
 		}
 		return err
 	})
+}
+
+// accessPlain has the guest refuse the helper: what the agent can do alone still works,
+// and what it cannot is told.
+func accessPlain(t *testing.T, p *pod) {
+	p.sync(t, "for dir in /run /var/tmp /tmp /dev/shm /root; do mkdir -p $dir && mount -t tmpfs -o noexec tmpfs $dir || exit 1; done")
+	must(t, p.n.Restart(deadline(t), node.VMRuntime)) // its next command brings the helper anew
+	eventually(t, "commands work again", func(ctx context.Context) error {
+		_, err := p.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"true"}})
+		return err
+	})
+	if helper := p.sync(t, "ps | grep '[v]mguest' || true").GetStdout(); len(helper) > 0 {
+		t.Fatalf("the guest runs the helper: %s", helper)
+	}
+	if answer := p.sync(t, "echo out; echo err >&2; exit 42"); string(answer.GetStdout()) != "out\n" || string(answer.GetStderr()) != "err\n" || answer.GetExitCode() != 42 {
+		t.Errorf("%v", answer)
+	}
+	var out bytes.Buffer
+	err := p.stream(t, deadline(t), remotecommand.StreamOptions{Stdout: &out, Stderr: io.Discard}, "sh", "-c", "echo streamed; exit 6")
+	if exit := utilexec.ExitError(nil); !errors.As(err, &exit) || exit.ExitStatus() != 6 || out.String() != "streamed\n" {
+		t.Errorf("%q %v, want the output and exit code 6", out.String(), err)
+	}
+	err = p.stream(t, deadline(t), remotecommand.StreamOptions{Stdin: strings.NewReader("in"), Stdout: &out}, "cat")
+	if err == nil || !strings.Contains(err.Error(), "streams") {
+		t.Errorf("a command with input: %v, want that it has no streams", err)
+	}
+	_, err = p.ExecSync(deadline(t), &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"sleep", "8767"}, Timeout: 2})
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("%v, want DeadlineExceeded", err)
+	}
+	notRunning(t, p, "sleep 8767")
 }
