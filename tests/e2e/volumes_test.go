@@ -377,28 +377,36 @@ runcmd:
   - |
     if [ -e /used ]; then cp /used /report/second; else echo "by the first VM" >/used; sync; cp /used /report/first; fi
     df -m / | tail -n 1 >/report/size
+    cat /etc/injected/* >/report/injected
     sync
     touch /report/done
 `
 
-// TestPersistentRoot: a second pod finds what the first one wrote to its root disk.
+// TestPersistentRoot: a second pod finds what the first one wrote to its root disk,
+// and files that are injected are added to it.
 func TestPersistentRoot(t *testing.T) {
 	n := criNode(t)
 	c := dial(t, n)
 	c.pull(t, vmKind)
 	const size = 400 << 20
 	device, _ := loop(t, size, "")
+	injected := ""
 	for _, want := range []string{"first", "second"} {
 		report := t.TempDir()
+		files := newConfigMap(t, "files", map[string]string{"f": "by the " + want + "\n", "f_path": "/etc/injected/" + want, "f_encoding": "plain"})
+		injected += "by the " + want + "\n"
 		p := &pod{client: c, config: podConfig(t, n, vmKind), container: containerConfig(vmKind), kind: vmKind}
 		t.Cleanup(func() { p.removeAtEnd(t) })
-		p.config.Annotations = map[string]string{"vm.ambipod.io/user-data": bootReport}
-		p.container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/report", HostPath: report}}
+		p.config.Annotations = map[string]string{"vm.ambipod.io/user-data": bootReport, "VirtletFilesFromDataSource": "configmap/files"}
+		p.container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/report", HostPath: report}, {ContainerPath: "/files", HostPath: files.dir}}
 		p.container.Devices = []*runtimeapi.Device{{ContainerPath: "/", HostPath: device, Permissions: "mrw"}}
 		must(t, p.tryRun(t))
 		waitFile(t, filepath.Join(report, "done"))
 		if text := waitFile(t, filepath.Join(report, want)); text != "by the first VM\n" {
 			t.Errorf("the %s VM says %q", want, text)
+		}
+		if text := waitFile(t, filepath.Join(report, "injected")); text != injected {
+			t.Errorf("the %s VM has the injected files %q, want %q", want, text, injected)
 		}
 		// Larger than the image, which has 112 MiB: the guest has grown it.
 		var mebibytes int
