@@ -69,7 +69,7 @@ write_files:
 					{To: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.244.1.1")},
 					{To: netip.MustParsePrefix("::/0"), Via: netip.MustParseAddr("fe80::1"), Metric: 100},
 				},
-				DNS: DNS{Servers: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, Search: []string{"ns.svc.cluster.local", "svc.cluster.local"}},
+				DNS: DNS{Servers: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, Search: []string{"ns.svc.cluster.local", "svc.cluster.local"}, Options: []string{"ndots:5", "rotate"}},
 			},
 			{
 				MAC: mac(t, "52:54:00:aa:00:02"), Name: "net1",

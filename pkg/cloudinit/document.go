@@ -43,6 +43,19 @@ func ParseDocument(text []byte) (Document, error) {
 // IsEmpty tells whether there is no key at all.
 func (d Document) IsEmpty() bool { return d.root == nil || len(d.root.Content) == 0 }
 
+// has tells whether there is a key at the top.
+func (d Document) has(key string) bool {
+	if d.IsEmpty() {
+		return false
+	}
+	for i := 0; i < len(d.root.Content); i += 2 {
+		if d.root.Content[i].Value == key {
+			return true
+		}
+	}
+	return false
+}
+
 // render is nil for an empty document.
 func (d Document) render() ([]byte, error) {
 	if d.IsEmpty() {

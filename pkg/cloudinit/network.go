@@ -32,10 +32,13 @@ type Route struct {
 	Metric int          // 0 leaves it to the guest
 }
 
-// DNS are the resolvers to ask.
+// DNS are the resolvers to ask, and how. Options are those of resolv.conf(5), such
+// as ndots:5. No network configuration has room for them: they are told to those
+// distributions whose cloud-init writes resolv.conf itself.
 type DNS struct {
 	Servers []netip.Addr
 	Search  []string
+	Options []string
 }
 
 // interfaceNamePattern is what Linux allows, less what is hard to type.

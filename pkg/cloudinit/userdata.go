@@ -14,6 +14,16 @@ type generated struct {
 	WriteFiles []writeFileDocument `yaml:"write_files,omitempty"`
 	BootCmd    []Command           `yaml:"bootcmd,omitempty"`
 	RunCmd     []Command           `yaml:"runcmd,omitempty"`
+
+	ManageResolvConf bool                `yaml:"manage_resolv_conf,omitempty"`
+	ResolvConf       *resolvConfDocument `yaml:"resolv_conf,omitempty"`
+}
+
+// resolvConfDocument is what cloud-init's module resolv_conf reads.
+type resolvConfDocument struct {
+	Servers []string       `yaml:"nameservers,omitempty"`
+	Search  []string       `yaml:"searchdomains,omitempty"`
+	Options map[string]any `yaml:"options"`
 }
 
 type writeFileDocument struct {
@@ -32,7 +42,34 @@ func (c Config) generated() generated {
 	for _, f := range c.allFiles() {
 		g.WriteFiles = append(g.WriteFiles, f.document())
 	}
+	g.ResolvConf = c.Network.resolvConf()
+	g.ManageResolvConf = g.ResolvConf != nil
 	return g
+}
+
+// resolvConf is nil when the network's configuration says all there is to say.
+func (n *NetworkConfig) resolvConf() *resolvConfDocument {
+	if n == nil {
+		return nil
+	}
+	doc := &resolvConfDocument{Options: map[string]any{}}
+	for _, i := range n.Interfaces {
+		for _, server := range i.DNS.Servers {
+			doc.Servers = append(doc.Servers, server.String())
+		}
+		doc.Search = append(doc.Search, i.DNS.Search...)
+		for _, option := range i.DNS.Options {
+			name, value, found := strings.Cut(option, ":")
+			doc.Options[name] = value
+			if !found {
+				doc.Options[name] = true
+			}
+		}
+	}
+	if len(doc.Options) == 0 {
+		return nil
+	}
+	return doc
 }
 
 // entry are the first four fields of an fstab line.
@@ -76,7 +113,11 @@ func isPlainText(content []byte) bool {
 
 // userAndVendorData renders the two documents; nil means that there is none.
 func (c Config) userAndVendorData() (user, vendor []byte, err error) {
-	own, err := c.generated().document()
+	contribution := c.generated()
+	if c.UserData.Document.has("manage_resolv_conf") || c.UserData.Document.has("resolv_conf") {
+		contribution.ManageResolvConf, contribution.ResolvConf = false, nil // the author's word counts
+	}
+	own, err := contribution.document()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/ambipod/ambipod/pkg/guestexec"
 	"github.com/ambipod/ambipod/pkg/guestexec/wire"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
+	"github.com/ambipod/ambipod/pkg/network"
 	"github.com/ambipod/ambipod/pkg/streaming"
 	"github.com/ambipod/ambipod/pkg/unixsocket"
 )
@@ -101,7 +102,15 @@ func (s *Server) guest(vm container) guestexec.VM {
 // helper, else, if it needs neither input nor a terminal, by the agent alone.
 func (s *Server) execute(ctx context.Context, vm container, c guestexec.Command) (int, error) {
 	guest := s.guest(vm)
-	c.Env = environmentOf(vm)
+	box, err := s.findSandbox(vm.SandboxID)
+	if err != nil {
+		return 0, err
+	}
+	attached, err := networkResult(box.Sandbox)
+	if err != nil {
+		return 0, err
+	}
+	c.Env = environmentOf(vm, attached.DNS)
 	code, err := s.access.commands.Run(ctx, guest, c)
 	if !errors.Is(err, guestexec.ErrUnsupported) || c.TTY || c.Stdin != nil {
 		return code, err
@@ -121,10 +130,10 @@ func (s *Server) execute(ctx context.Context, vm container, c guestexec.Command)
 }
 
 // environmentOf is the environment of the pod's container, which its commands have.
-func environmentOf(vm container) []string {
+func environmentOf(vm container, dns network.DNS) []string {
 	var env []string
-	for _, variable := range vm.config.GetEnvs() {
-		env = append(env, variable.GetKey()+"="+string(variable.GetValue()))
+	for _, variable := range environment(vm.config, dns) {
+		env = append(env, variable.Name+"="+variable.Value)
 	}
 	return env
 }

@@ -18,6 +18,7 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"github.com/ambipod/ambipod/pkg/guestexec/wire"
+	"github.com/ambipod/ambipod/pkg/network"
 )
 
 func TestCappedBuffersShareTheirRoom(t *testing.T) {
@@ -66,14 +67,19 @@ func TestSizesAreTranslatedAndEnd(t *testing.T) {
 
 func TestEnvironmentOfCommands(t *testing.T) {
 	vm := testVM()
-	if got := environmentOf(vm); len(got) != 0 || len(forAgent(got)) != 0 {
+	if got := environmentOf(vm, network.DNS{}); len(got) != 0 || len(forAgent(got)) != 0 {
 		t.Errorf("without variables: %q", got)
 	}
 	vm.config.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("x=y")}, {Key: "B"}}
-	env := environmentOf(vm)
-	if want := []string{"A=x=y", "B="}; !slices.Equal(env, want) {
+	env := environmentOf(vm, network.DNS{Options: []string{"ndots:5", "rotate"}})
+	if want := []string{"A=x=y", "B=", "RES_OPTIONS=ndots:5 rotate"}; !slices.Equal(env, want) {
 		t.Errorf("got %q, want %q", env, want)
 	}
+	vm.config.Envs[1].Key = "RES_OPTIONS" // the pod's own word counts
+	if got, want := environmentOf(vm, network.DNS{Options: []string{"ndots:5"}}), []string{"A=x=y", "RES_OPTIONS="}; !slices.Equal(got, want) {
+		t.Errorf("with an own variable: got %q, want %q", got, want)
+	}
+	env = env[:2]
 	if got := forAgent(env); len(got) != 3 || got[0] != agentPath {
 		t.Errorf("for the agent: %q", got)
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"go.yaml.in/yaml/v3"
@@ -47,13 +48,14 @@ func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, plan vmPlan, f
 		Hostname:   hostname(box.config),
 		BootCmd:    plan.volumes.bootCommands(),
 	}
-	for _, variable := range vm.GetEnvs() {
-		config.Env = append(config.Env, cloudinit.EnvVar{Name: variable.GetKey(), Value: string(variable.GetValue())})
-	}
 	if command := slices.Concat(vm.GetCommand(), vm.GetArgs()); len(command) > 0 {
 		config.Process = &cloudinit.Process{Args: command, Dir: vm.GetWorkingDir()}
 	}
-	var err error
+	result, err := networkResult(box.Sandbox)
+	if err != nil {
+		return config, err
+	}
+	config.Env = environment(vm, result.DNS)
 	if config.WriteFiles, err = guestFiles(plan.volumes.files); err != nil {
 		return config, err
 	}
@@ -74,12 +76,29 @@ func cloudInitConfig(box sandbox, vm *runtimeapi.ContainerConfig, plan vmPlan, f
 	if settings.ForceDHCP {
 		return config, nil
 	}
-	result, err := networkResult(box.Sandbox)
-	if err != nil {
-		return config, err
-	}
 	config.Network, err = guestNetwork(result)
 	return config, err
+}
+
+// resolverVariable has the C library's resolver take options from it in place of
+// resolv.conf's, see resolv.conf(5).
+const resolverVariable = "RES_OPTIONS"
+
+// environment is that of the pod's container. The resolver's options are told here,
+// because whatever writes the guest's resolv.conf has no room for them.
+func environment(vm *runtimeapi.ContainerConfig, dns network.DNS) []cloudinit.EnvVar {
+	var env []cloudinit.EnvVar
+	options := strings.Join(dns.Options, " ")
+	for _, variable := range vm.GetEnvs() {
+		if variable.GetKey() == resolverVariable {
+			options = ""
+		}
+		env = append(env, cloudinit.EnvVar{Name: variable.GetKey(), Value: string(variable.GetValue())})
+	}
+	if options != "" {
+		env = append(env, cloudinit.EnvVar{Name: resolverVariable, Value: options})
+	}
+	return env
 }
 
 // hostname is the guest's name; kubelet sets none for pods of the node's own network.
@@ -114,7 +133,7 @@ func guestNetwork(result *network.Result) (*cloudinit.NetworkConfig, error) {
 
 // guestDNS leaves out servers that are no addresses; cloud-init could not use them.
 func guestDNS(dns network.DNS) cloudinit.DNS {
-	guest := cloudinit.DNS{Search: dns.Searches}
+	guest := cloudinit.DNS{Search: dns.Searches, Options: dns.Options}
 	for _, server := range dns.Servers {
 		if address, err := netip.ParseAddr(server); err == nil {
 			guest.Servers = append(guest.Servers, address)

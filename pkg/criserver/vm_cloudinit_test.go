@@ -24,7 +24,7 @@ func documentsOf(t *testing.T, uid string, values map[string]string, mounts ...*
 	result, err := json.Marshal(network.Result{
 		Interfaces: []network.Interface{{Name: "eth0", MAC: "02:00:00:00:00:01", MTU: 1450, Addresses: []netip.Prefix{netip.MustParsePrefix("10.1.2.3/24")}}},
 		Routes:     []network.Route{{Interface: "eth0", Destination: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.1.2.1")}},
-		DNS:        network.DNS{Servers: []string{"10.96.0.10"}, Searches: []string{"svc.cluster.local"}},
+		DNS:        network.DNS{Servers: []string{"10.96.0.10"}, Searches: []string{"svc.cluster.local"}, Options: []string{"ndots:5", "edns0"}},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -101,7 +101,7 @@ func startDebian(t *testing.T, c client, k kind, source string) *debianGuest {
 	device, _ := loop(t, dataSize, "")
 	p.config.Hostname = "debian-" + source
 	p.config.DnsConfig = &runtimeapi.DNSConfig{
-		Servers: []string{"172.30.5.53", "fd00:e2e::53"}, Searches: []string{"e2e.svc.cluster.test", "cluster.test"}, Options: []string{"ndots:5"},
+		Servers: []string{"172.30.5.53", "fd00:e2e::53"}, Searches: []string{"e2e.svc.cluster.test", "cluster.test"}, Options: []string{"ndots:5", "rotate"},
 	}
 	p.config.Annotations = map[string]string{
 		"vm.ambipod.io/cloud-init-datasource": source,
@@ -214,9 +214,11 @@ func (g *debianGuest) checkFiles(t *testing.T) {
 		"readlink /dev/xdata | sed 's/sd./sdX/'":     "/dev/sdX",
 		"findmnt -no FSTYPE,OPTIONS /srv/scratch | tr -s ' ' | cut -d, -f1": "tmpfs rw",
 		". /etc/cloud/environment; echo \"$GREETING\"":                      "it's $HOME",
-		"cat /root/command": "it's $HOME",
-		"cut -d' ' -f3 ~debian/.ssh/authorized_keys | sort": "annotation@test\nuser-data@test",
-		"cloud-init query instance_id":                      "pod-" + g.config.GetMetadata().GetUid(),
+		". /etc/cloud/environment; echo \"$RES_OPTIONS\"":                   "ndots:5 rotate",
+		"echo \"$GREETING, $RES_OPTIONS\"":                                  "it's $HOME, ndots:5 rotate",
+		"cat /root/command":                                                 "it's $HOME",
+		"cut -d' ' -f3 ~debian/.ssh/authorized_keys | sort":                 "annotation@test\nuser-data@test",
+		"cloud-init query instance_id":                                      "pod-" + g.config.GetMetadata().GetUid(),
 	})
 	must(t, os.WriteFile(filepath.Join(g.share, "later"), []byte("news\n"), 0o644))
 	g.expect(t, map[string]string{"cat /share/later": "news", "echo back >/share/answer": ""})

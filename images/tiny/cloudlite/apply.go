@@ -73,6 +73,7 @@ func (m machine) local(find func() (seed, error)) error {
 	problems = append(problems,
 		m.setHostname(meta, user.config),
 		m.network(s.networkConfig),
+		m.resolver(user.config),
 		m.perInstance(meta, user),
 		m.mounts(user.config.Mounts),
 		m.runAll(user.config.BootCmd, m.console),
@@ -135,6 +136,14 @@ func (m machine) network(document []byte) error {
 		m.sayf("%s", line)
 	}
 	return errors.Join(problem, m.writeFile(dhcpList, lines(p.dhcp), 0o644))
+}
+
+// resolver overrules what the network's configuration says of resolvers.
+func (m machine) resolver(config cloudConfig) error {
+	if !config.ManageResolvConf || config.ResolvConf == nil {
+		return nil
+	}
+	return m.writeFile("/etc/resolv.conf", []byte(config.ResolvConf.text()), 0o644)
 }
 
 func dhcpOnAll(present []card) plan {

@@ -179,6 +179,8 @@ func TestProblemsAreReported(t *testing.T) {
 packages: [vim]
 users: [me]
 bootcmd: [early, then]
+manage_resolv_conf: true
+resolv_conf: {nameservers: [10.0.0.10], searchdomains: [a.example], options: {rotate: true, ndots: "5"}}
 write_files: [{path: relative}, {path: /etc/x, encoding: rot13}, {path: /etc/y, content: "!", encoding: b64}, {path: /etc/good}]
 `),
 	})
@@ -188,6 +190,7 @@ write_files: [{path: relative}, {path: /etc/x, encoding: rot13}, {path: /etc/y, 
 		}
 	}
 	r.expectFile("/etc/good", "")
+	r.expectFile("/etc/resolv.conf", "search a.example\nnameserver 10.0.0.10\noptions ndots:5\noptions rotate\n")
 	r.expectCommands("hostname web", "/bin/sh -c early", "/bin/sh -c then")
 	for _, key := range []string{"packages", "users"} {
 		if !strings.Contains(r.said.String(), "user-data: "+key+" is not understood") {

@@ -30,9 +30,18 @@ type cloudConfig struct {
 	Mounts            [][]string  `yaml:"mounts"`
 	BootCmd           []command   `yaml:"bootcmd"`
 	RunCmd            []command   `yaml:"runcmd"`
+	ManageResolvConf  bool        `yaml:"manage_resolv_conf"`
+	ResolvConf        *resolver   `yaml:"resolv_conf"`
 
 	// Rest collects the keys that are not understood.
 	Rest map[string]any `yaml:",inline"`
+}
+
+// resolver is what resolv.conf shall say; an option that is true has no value.
+type resolver struct {
+	Servers []string       `yaml:"nameservers"`
+	Search  []string       `yaml:"searchdomains"`
+	Options map[string]any `yaml:"options"`
 }
 
 // complete takes over what a second document says and this one does not.
@@ -43,6 +52,9 @@ func (c *cloudConfig) complete(other cloudConfig) {
 	c.Mounts = firstOf(c.Mounts, other.Mounts)
 	c.BootCmd = firstOf(c.BootCmd, other.BootCmd)
 	c.RunCmd = firstOf(c.RunCmd, other.RunCmd)
+	if c.ResolvConf == nil {
+		c.ManageResolvConf, c.ResolvConf = other.ManageResolvConf, other.ResolvConf
+	}
 }
 
 func firstOf[S ~[]E, E any](first, second S) S {

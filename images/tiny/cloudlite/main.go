@@ -6,7 +6,7 @@
 //
 //   - meta-data: instance-id, local-hostname, public-keys;
 //   - user-data: a script ("#!") or a "#cloud-config" with hostname, fqdn,
-//     ssh_authorized_keys, write_files, mounts, bootcmd and runcmd;
+//     ssh_authorized_keys, write_files, mounts, bootcmd, runcmd and resolv_conf;
 //     gzip is unpacked;
 //   - vendor-data: the same, for keys that user-data lacks;
 //   - network-config version 2: ethernets matched by MAC address or name, with

@@ -202,3 +202,16 @@ func resolvConf(search, servers []string) string {
 	}
 	return b.String()
 }
+
+func (r resolver) text() string {
+	var b strings.Builder
+	b.WriteString(resolvConf(r.Search, r.Servers))
+	for _, name := range slices.Sorted(maps.Keys(r.Options)) {
+		if value := r.Options[name]; value == true {
+			fmt.Fprintf(&b, "options %s\n", name)
+		} else {
+			fmt.Fprintf(&b, "options %s:%v\n", name, value)
+		}
+	}
+	return b.String()
+}
