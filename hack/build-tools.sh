@@ -3,8 +3,8 @@
 # at the version pinned by its own module under hack/tools, into _tools/bin.
 #
 # usage: hack/build-tools.sh NAME...
-#   names: kubelet control-plane metrics-server containerd crictl critest crane
-#          gotestsum golangci-lint
+#   names: kubelet control-plane metrics-server coredns containerd crictl critest
+#          crane gotestsum golangci-lint
 #   control-plane is kube-apiserver, kube-controller-manager, kube-scheduler,
 #   kube-proxy and kubectl: one build of what they share.
 #
@@ -66,6 +66,7 @@ for name; do
 		build metrics-server metrics-server \
 			go build -trimpath -ldflags '-s -w' -o "$bin/" sigs.k8s.io/metrics-server/cmd/metrics-server
 		;;
+	coredns) build coredns coredns go build -trimpath -ldflags '-s -w' -o "$bin/" . ;;
 	containerd) build containerd containerd containerd ;;
 	crictl) build cri-tools crictl go build -trimpath -ldflags '-s -w' -o "$bin/" sigs.k8s.io/cri-tools/cmd/crictl ;;
 	critest) build cri-tools critest go test -c -o "$bin/critest" sigs.k8s.io/cri-tools/cmd/critest ;;

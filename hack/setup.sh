@@ -175,7 +175,7 @@ node_packages() {
 }
 
 main() {
-	local node=(containerd crictl crane kubelet) cluster=(control-plane metrics-server)
+	local node=(containerd crictl crane kubelet) cluster=(control-plane metrics-server coredns)
 	check_machine
 	mkdir -p "$logs" "$images"
 	# One set-up at a time for each checkout.

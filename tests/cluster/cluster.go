@@ -1,6 +1,6 @@
 // Package cluster makes a Kubernetes cluster of one private node: etcd, API
-// server, scheduler, controller manager, kube-proxy and metrics-server around
-// the daemons of package tests/node. It is what `make cluster` starts and what
+// server, scheduler, controller manager, kube-proxy, CoreDNS and metrics-server
+// around the daemons of package tests/node. It is what `make cluster` starts and what
 // the tests in tests/e2e/cluster run on.
 //
 // Nouns. A Cluster is a Node whose kubelet has joined an API server which runs
@@ -10,7 +10,7 @@
 // are among the node's.
 //
 // Services have addresses in 10.255.0.0/24, which mean something in the node's
-// namespace and its pods alone. There is no cluster DNS.
+// namespace and its pods alone, and names below cluster.local, for pods alone.
 //
 // Lifetime and concurrency are those of Node: daemons outlive the program that
 // started them, and Node.Stop removes all. Kubectl and Get may be called from
@@ -46,6 +46,7 @@ const (
 	Scheduler         = "kube-scheduler"
 	Proxy             = "kube-proxy"
 	MetricsServer     = "metrics-server"
+	DNS               = "coredns"
 )
 
 // cleanupTime bounds what is done after the caller's context is gone.
@@ -97,17 +98,17 @@ func (c *Cluster) start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.join(ctx); err != nil {
+	if err := c.join(ctx, c.node); err != nil {
 		return err
 	}
-	if err := c.registerMetrics(ctx); err != nil {
+	if err := errors.Join(c.register(ctx, MetricsServer, metricsPort), c.register(ctx, DNS, dnsPort)); err != nil {
 		return err
 	}
 	if err := c.routeServices(ctx); err != nil {
 		return err
 	}
 	// kube-proxy takes its time if it comes before its node.
-	for _, name := range []string{Proxy, MetricsServer} {
+	for _, name := range []string{Proxy, MetricsServer, DNS} {
 		if err := c.run(ctx, name); err != nil {
 			return err
 		}
@@ -115,32 +116,34 @@ func (c *Cluster) start(ctx context.Context) error {
 	return c.node.Step("let the cluster settle", func() error { return c.settle(ctx) })
 }
 
-// join makes the node's kubelet a member and the images of examples/ available.
-func (c *Cluster) join(ctx context.Context) error {
+// join makes a node that has its identities a member, which takes VM pods if it has
+// vmruntime, and the images of examples/ available on it.
+func (c *Cluster) join(ctx context.Context, n *node.Node) error {
 	var labels map[string]string
-	if c.node.Has(node.VMRuntime) {
+	if n.Has(node.VMRuntime) {
 		labels = map[string]string{"vm.ambipod.io/capable": "true"}
 	}
-	err := c.node.Join(node.Join{
-		Kubeconfig:  c.kubeconfig(kubelet),
+	err := n.Join(node.Join{
+		Kubeconfig:  c.kubeconfig(kubeletOf(n)),
 		ClientCA:    c.certificate(authority),
-		Certificate: c.certificate(kubeletServing),
-		Key:         c.key(kubeletServing),
+		Certificate: c.certificate(kubeletServing(n)),
+		Key:         c.key(kubeletServing(n)),
+		DNS:         dnsIP(),
 		Labels:      labels,
 	})
 	if err != nil {
 		return err
 	}
 	// The examples' containers are Docker Hub's busybox; here it is our own.
-	err = errors.Join(c.node.ServeEveryRegistry(), c.node.PushImage(ctx, "busybox", "library/busybox"))
+	err = errors.Join(n.ServeEveryRegistry(), n.PushImage(ctx, "busybox", "library/busybox"))
 	if err != nil {
 		return err
 	}
-	return c.node.Step("start "+node.Kubelet, func() error {
-		if err := c.node.StartDaemon(ctx, node.Kubelet); err != nil {
+	return n.Step("start "+node.Kubelet, func() error {
+		if err := n.StartDaemon(ctx, node.Kubelet); err != nil {
 			return err
 		}
-		_, err := c.Kubectl(ctx, "wait", "--for=create", "node/"+c.node.Name(), patience)
+		_, err := c.Kubectl(ctx, "wait", "--for=create", "node/"+n.Name(), patience)
 		return err
 	})
 }
@@ -227,6 +230,9 @@ func (c *Cluster) write(name string, data []byte) error {
 
 // serviceIP is the API server's own Service.
 func serviceIP() netip.Addr { return serviceCIDR.Addr().Next() }
+
+// dnsIP is the name server's Service.
+func dnsIP() netip.Addr { return serviceIP().Next() }
 
 // unknown is for names that no daemon has.
 func unknown(name string) error {

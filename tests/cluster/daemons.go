@@ -20,6 +20,8 @@ const (
 	schedulerPort  = "10259"
 	proxyPort      = "10256"
 	metricsPort    = "4443"
+	dnsPort        = "53"
+	dnsReadyPort   = "8181"
 )
 
 // startTime is how long a daemon may take until it answers: several times what
@@ -38,10 +40,16 @@ func (c *Cluster) daemon(name string) (node.Daemon, error) {
 		Scheduler:         c.scheduler,
 		Proxy:             c.proxy,
 		MetricsServer:     c.metricsServer,
+		DNS:               c.dns,
 	}[name]
 	if build == nil {
 		return node.Daemon{}, unknown(name)
 	}
+	return c.daemonOf(name, build)
+}
+
+// daemonOf is a daemon of that name which answers at a URL when it is ready.
+func (c *Cluster) daemonOf(name string, build func() (argv []string, health string, err error)) (node.Daemon, error) {
 	argv, health, err := build()
 	ready := func(ctx context.Context) error {
 		_, err := node.Fetch(ctx, health)
@@ -182,8 +190,11 @@ type proxyNFTables struct {
 	MinSyncPeriod string `json:"minSyncPeriod"`
 }
 
-func (c *Cluster) proxy() (argv []string, health string, err error) {
-	program, err := c.node.Tool(Proxy)
+func (c *Cluster) proxy() (argv []string, health string, err error) { return c.proxyOf(c.node) }
+
+// proxyOf is kube-proxy on one of the nodes.
+func (c *Cluster) proxyOf(n *node.Node) (argv []string, health string, err error) {
+	program, err := n.Tool(Proxy)
 	if err != nil {
 		return nil, "", err
 	}
@@ -191,8 +202,8 @@ func (c *Cluster) proxy() (argv []string, health string, err error) {
 		APIVersion:         "kubeproxy.config.k8s.io/v1alpha1",
 		Kind:               "KubeProxyConfiguration",
 		Mode:               "nftables",
-		HostnameOverride:   c.node.Name(),
-		HealthzBindAddress: c.node.IP().String() + ":" + proxyPort,
+		HostnameOverride:   n.Name(),
+		HealthzBindAddress: n.IP().String() + ":" + proxyPort,
 		MetricsBindAddress: "127.0.0.1:10249",
 		ClientConnection:   map[string]string{"kubeconfig": c.kubeconfig(Proxy)},
 		Conntrack:          proxyConntrack{0, "0s", "0s"},
@@ -203,9 +214,9 @@ func (c *Cluster) proxy() (argv []string, health string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("write settings of %s: %w", Proxy, err)
 	}
-	const file = "kube-proxy.yaml"
+	file := "kube-proxy-" + n.Name() + ".yaml"
 	return []string{program, "--config", c.path(file), "--v", "2"},
-		c.at("http", proxyPort, "/livez"), c.write(file, settings)
+		"http://" + n.IP().String() + ":" + proxyPort + "/livez", c.write(file, settings)
 }
 
 func (c *Cluster) metricsServer() (argv []string, health string, err error) {
@@ -221,4 +232,25 @@ func (c *Cluster) metricsServer() (argv []string, health string, err error) {
 		"--metric-resolution", "10s",
 		"--kubelet-request-timeout", "9s",
 	), c.at("https", metricsPort, "/livez"), err
+}
+
+// dns answers for names of the cluster and no others: nothing here leaves the
+// machine.
+func (c *Cluster) dns() (argv []string, health string, err error) {
+	program, err := c.node.Tool(DNS)
+	if err != nil {
+		return nil, "", err
+	}
+	ip := c.node.IP().String()
+	settings := fmt.Sprintf(`.:%s {
+	bind %s
+	ready %s:%s
+	errors
+	kubernetes cluster.local {
+		kubeconfig %s
+	}
+}
+`, dnsPort, ip, ip, dnsReadyPort, c.kubeconfig(DNS))
+	const file = "Corefile"
+	return []string{program, "-conf", c.path(file)}, c.at("http", dnsReadyPort, "/ready"), c.write(file, []byte(settings))
 }

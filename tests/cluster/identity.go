@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -13,8 +14,11 @@ import (
 	"os"
 	"time"
 
+	"github.com/containerd/errdefs"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/ambipod/ambipod/tests/node"
 )
 
 // Names of keys and certificates, which are files NAME.key and NAME.crt, and of
@@ -27,8 +31,6 @@ const (
 	apiServer      = "apiserver"
 	apiToKubelet   = "apiserver-kubelet-client"
 	frontProxy     = "front-proxy-client"
-	kubeletServing = "kubelet-serving"
-	kubelet        = "kubelet"
 	admin          = "admin"
 	metrics        = "metrics-server"
 )
@@ -48,33 +50,46 @@ type identity struct {
 // identities of everybody in the cluster, with the names that Kubernetes' own
 // roles are bound to.
 func (c *Cluster) identities() []identity {
-	loopback, node := net.IPv4(127, 0, 0, 1), net.IP(c.node.IP().AsSlice())
-	return []identity{
+	loopback, address := net.IPv4(127, 0, 0, 1), net.IP(c.node.IP().AsSlice())
+	return append(memberIdentities(c.node), []identity{
 		{name: etcdServer, user: "etcd", ips: []net.IP{loopback}},
 		{
 			name: apiServer, user: "kube-apiserver",
-			ips: []net.IP{loopback, node, net.IP(serviceIP().AsSlice())},
+			ips: []net.IP{loopback, address, net.IP(serviceIP().AsSlice())},
 			names: []string{
 				"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
 				"kubernetes.default.svc.cluster.local",
 			},
 		},
 		{name: apiToKubelet, user: "kube-apiserver-kubelet-client", group: "system:masters"},
-		{name: kubeletServing, user: "system:node:" + c.node.Name(), group: "system:nodes", ips: []net.IP{node}},
-		{name: kubelet, user: "system:node:" + c.node.Name(), group: "system:nodes"},
 		{name: admin, user: "admin", group: "system:masters"},
 		{name: ControllerManager, user: "system:kube-controller-manager"},
 		{name: Scheduler, user: "system:kube-scheduler"},
 		{name: Proxy, user: "system:kube-proxy"},
 		{
-			name: metrics, user: "system:metrics-server", ips: []net.IP{node},
+			name: metrics, user: "system:metrics-server", ips: []net.IP{address},
 			names: []string{"metrics-server.kube-system.svc"},
 		},
+		{name: DNS, user: "system:coredns"},
+	}...)
+}
+
+// memberIdentities are kubelet's on one node, as a client and as a server.
+func memberIdentities(n *node.Node) []identity {
+	user, group := "system:node:"+n.Name(), "system:nodes"
+	return []identity{
+		{name: kubeletOf(n), user: user, group: group},
+		{name: kubeletServing(n), user: user, group: group, ips: []net.IP{n.IP().AsSlice()}},
 	}
 }
 
+func kubeletOf(n *node.Node) string      { return "kubelet-" + n.Name() }
+func kubeletServing(n *node.Node) string { return "kubelet-serving-" + n.Name() }
+
 // clients have a kubeconfig.
-var clients = []string{kubelet, admin, ControllerManager, Scheduler, Proxy, metrics}
+func (c *Cluster) clients() []string {
+	return []string{kubeletOf(c.node), admin, ControllerManager, Scheduler, Proxy, metrics, DNS}
+}
 
 func (c *Cluster) certificate(name string) string { return c.path(name + ".crt") }
 func (c *Cluster) key(name string) string         { return c.path(name + ".key") }
@@ -104,12 +119,25 @@ func (c *Cluster) makeIdentities() error {
 	if _, err := c.makeKey(serviceAccount); err != nil {
 		return err
 	}
-	for _, name := range clients {
+	for _, name := range c.clients() {
 		if err := c.makeKubeconfig(name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// loadAuthority finds the authority that makeIdentities made.
+func (c *Cluster) loadAuthority() (signer, error) {
+	pair, err := tls.LoadX509KeyPair(c.certificate(authority), c.key(authority))
+	if err != nil {
+		return signer{}, fmt.Errorf("read authority of cluster: %w", err)
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return signer{}, fmt.Errorf("key of the cluster's authority is a %T: %w", pair.PrivateKey, errdefs.ErrDataLoss)
+	}
+	return signer{pair.Leaf, key}, nil
 }
 
 // signer is an authority with its key.

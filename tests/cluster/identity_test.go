@@ -88,7 +88,7 @@ func TestFilesAreForRootAlone(t *testing.T) {
 
 func TestKubeconfigsStandAlone(t *testing.T) {
 	c := withIdentities(t)
-	for _, name := range clients {
+	for _, name := range c.clients() {
 		config, err := clientcmd.BuildConfigFromFlags("", c.kubeconfig(name))
 		if err != nil {
 			t.Fatal(err)

@@ -26,6 +26,8 @@ type Join struct {
 	// Certificate and Key are what kubelet's own API shows.
 	Certificate string `json:"certificate"`
 	Key         string `json:"key"`
+	// DNS is the address of the cluster's name server, for pods.
+	DNS netip.Addr `json:"dns"`
 	// Labels are those which the node registers with.
 	Labels map[string]string `json:"labels"`
 }
@@ -43,6 +45,7 @@ func (j *Join) adapt(settings *kubeletConfig) {
 	settings.RegisterNode = true
 	settings.PodCIDR = ""
 	settings.ClusterDomain = "cluster.local"
+	settings.ClusterDNS = []netip.Addr{j.DNS}
 }
 
 // arguments are what kubelet takes only on its command line.

@@ -292,6 +292,7 @@ type kubeletConfig struct {
 	TLSCertFile              string            `json:"tlsCertFile,omitempty"`
 	TLSPrivateKeyFile        string            `json:"tlsPrivateKeyFile,omitempty"`
 	ClusterDomain            string            `json:"clusterDomain,omitempty"`
+	ClusterDNS               []netip.Addr      `json:"clusterDNS,omitempty"`
 	CgroupDriver             string            `json:"cgroupDriver"`
 	CgroupRoot               string            `json:"cgroupRoot"`
 	FailCgroupV1             bool              `json:"failCgroupV1"`

@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,8 +22,11 @@ const (
 	downTime = 2 * time.Minute
 )
 
-// shared is the package's cluster.
-var shared *cluster.Cluster
+// shared is the package's cluster, and plain its node without Ambipod.
+var (
+	shared *cluster.Cluster
+	plain  *node.Node
+)
 
 func TestMain(m *testing.M) {
 	os.Exit(runAll(m))
@@ -33,20 +37,32 @@ func runAll(m *testing.M) int {
 	if err != nil {
 		return fail(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), testTime)
-	defer cancel()
-	shared, err = cluster.Start(ctx, node.Config{Checkout: top, Name: fmt.Sprintf("e2e%d-cluster", os.Getpid())})
-	if err != nil {
+	if err := start(top); err != nil {
 		return fail(err)
 	}
 	code := m.Run()
-	if err := takeDown(shared.Node(), code != 0); err != nil {
+	if err := errors.Join(takeDown(plain, code != 0), takeDown(shared.Node(), code != 0)); err != nil {
 		return fail(err)
 	}
 	// The provisioner of host paths makes the folder and only empties it; it is
 	// not empty if others use it too.
 	_ = os.Remove("/tmp/hostpath_pv")
 	return code
+}
+
+func start(top string) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), testTime)
+	defer cancel()
+	name := fmt.Sprintf("e2e%d-", os.Getpid())
+	shared, err = cluster.Start(ctx, node.Config{Checkout: top, Name: name + "cluster"})
+	if err != nil {
+		return err
+	}
+	plain, err = shared.AddPlainNode(ctx, node.Config{Checkout: top, Name: name + "plain"})
+	if err != nil {
+		return errors.Join(err, takeDown(shared.Node(), true))
+	}
+	return nil
 }
 
 func fail(err error) int {

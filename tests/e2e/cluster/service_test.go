@@ -12,7 +12,7 @@ import (
 )
 
 // TestOneServiceOfVMsAndContainers applies examples/service.yaml and reaches both
-// kinds of pod at the Service's address, from a pod of either kind.
+// kinds of pod at the Service's address and by its names, from a pod of either kind.
 func TestOneServiceOfVMsAndContainers(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
@@ -23,9 +23,10 @@ func TestOneServiceOfVMsAndContainers(t *testing.T) {
 	if err := shared.Get(deadline(t), "/api/v1/namespaces/"+s.name+"/services/web", &service); err != nil {
 		t.Fatal(err)
 	}
-	page := "http://" + service.Spec.ClusterIP + "/"
-	for _, client := range []string{"deployment/web-container", "deployment/web-vm"} {
-		t.Run("from "+client, func(t *testing.T) { s.seesBoth(t, client, page) })
+	for _, host := range []string{service.Spec.ClusterIP, "web", "web." + s.name + ".svc.cluster.local"} {
+		for _, client := range []string{"deployment/web-container", "deployment/web-vm"} {
+			t.Run(host+" from "+client, func(t *testing.T) { s.seesBoth(t, client, "http://"+host+"/") })
+		}
 	}
 
 	s.kubectl(t, "scale", "deployment/web-container", "--replicas=0")
