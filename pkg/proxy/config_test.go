@@ -64,6 +64,9 @@ func TestEmptyConfigIsTheDefault(t *testing.T) {
 	if p := DefaultConfig().validate(); p != nil {
 		t.Errorf("the default configuration is wrong: %v", p)
 	}
+	if address := DefaultConfig().MetricsAddress; address != "" {
+		t.Errorf("metrics are served at %s though nobody asked for them", address)
+	}
 }
 
 type badConfig struct{ text, sentence string }

@@ -43,6 +43,11 @@ func TestLifeOfAVM(t *testing.T) {
 	if "vm."+string(exec.GetStdout()) != id || exec.GetExitCode() != 7 {
 		t.Errorf("exec saw container %q, exit code %d", exec.GetStdout(), exec.GetExitCode())
 	}
+	// Streams go past the proxy: the URL is the runtime's own.
+	attached := must[*runtimeapi.ExecResponse](t)(s.Exec(ctx(t), &runtimeapi.ExecRequest{ContainerId: id}))
+	if want := "http://127.0.0.1:1/" + s.vm.containers[0].GetId(); attached.GetUrl() != want {
+		t.Errorf("the URL is %q, the runtime said %q", attached.GetUrl(), want)
+	}
 	stats := must[*runtimeapi.ContainerStatsResponse](t)(s.ContainerStats(ctx(t), &runtimeapi.ContainerStatsRequest{ContainerId: id}))
 	if got := stats.GetStats().GetAttributes().GetId(); got != id {
 		t.Errorf("statistics of %q, want %q", got, id)
