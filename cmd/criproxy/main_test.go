@@ -129,6 +129,23 @@ func (runtimeServer) Version(context.Context, *runtimeapi.VersionRequest) (*runt
 	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "test"}, nil
 }
 
+// stopTime is how long this runtime takes to stop a container: some such call is
+// always under way when a proxy is told to end.
+const stopTime = 100 * time.Millisecond
+
+func (runtimeServer) StopContainer(ctx context.Context, _ *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	select {
+	case <-time.After(stopTime):
+		return &runtimeapi.StopContainerResponse{}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (runtimeServer) ListContainers(context.Context, *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	return &runtimeapi.ListContainersResponse{Containers: []*runtimeapi.Container{{Id: "one"}}}, nil
+}
+
 func startRuntime(t *testing.T, socket string) {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", socket)
@@ -306,7 +323,23 @@ func TestReplacementBehindPassedSocket(t *testing.T) {
 	stop := make(chan struct{})
 	var served atomic.Int64
 	var callers sync.WaitGroup
-	for range 4 {
+	for _, call := range []func(context.Context, runtimeapi.RuntimeServiceClient) error{
+		func(ctx context.Context, c runtimeapi.RuntimeServiceClient) error {
+			_, err := c.Version(ctx, &runtimeapi.VersionRequest{})
+			return err
+		},
+		func(ctx context.Context, c runtimeapi.RuntimeServiceClient) error {
+			list, err := c.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+			if n := len(list.GetContainers()); err == nil && n != 1 {
+				return fmt.Errorf("the list has %d containers, want 1", n)
+			}
+			return err
+		},
+		func(ctx context.Context, c runtimeapi.RuntimeServiceClient) error {
+			_, err := c.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: "one"})
+			return err
+		},
+	} {
 		client := dial(t, dir+"/systemd.sock")
 		callers.Go(func() {
 			for {
@@ -317,7 +350,7 @@ func TestReplacementBehindPassedSocket(t *testing.T) {
 				}
 				// As kubelet calls: no waiting for a connection that has failed.
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-				_, err := client.Version(ctx, &runtimeapi.VersionRequest{})
+				err := call(ctx, client)
 				cancel()
 				if err != nil {
 					t.Errorf("call %d failed: %v", served.Load(), err)
