@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -67,22 +68,27 @@ func measureCalls(ctx context.Context, e environment) (_ section, err error) {
 		return s, fmt.Errorf("measure ListContainers: %w", err)
 	}
 	s.Rows = append(s.Rows, ratioRow(what+", p50", p.at(0.5), oneAtMost), ratioRow("the same, p90", p.at(0.9), 0))
-	p, err = alternate(warmUp, noops, noop(ctx, r.direct), noop(ctx, r.proxied))
-	if err != nil {
-		return s, fmt.Errorf("measure a call that does nothing: %w", err)
+	for _, c := range []struct {
+		what string
+		n    int
+		call func(context.Context, *grpc.ClientConn) func() error
+	}{{"call that does nothing, with an ID (StartContainer)", noops, noop}, {"Version", noops / 3, version}} {
+		took, err := inTurn(warmUp, c.n, c.call(ctx, r.direct), c.call(ctx, r.proxied), c.call(ctx, r.relayed), c.call(ctx, r.copied))
+		if err != nil {
+			return s, fmt.Errorf("measure %s: %w", c.what, err)
+		}
+		for _, row := range []struct {
+			what   string
+			took   []time.Duration
+			atMost limit
+		}{
+			{c.what, took[1], twoAtMost},
+			{"the same through a bare grpc-go relay instead of criproxy", took[2], 0},
+			{"the same through a relay that only copies bytes", took[3], 0},
+		} {
+			p := pair{took[0], row.took}
+			s.Rows = append(s.Rows, ratioRow(row.what+", p50", p.at(0.5), row.atMost), ratioRow("the same, p99", p.at(0.99), row.atMost))
+		}
 	}
-	s.Rows = append(s.Rows, ratioRow("call that does nothing, with an ID (StartContainer), p50", p.at(0.5), twoAtMost),
-		ratioRow("the same, p99", p.at(0.99), twoAtMost))
-	p, err = alternate(warmUp, noops, noop(ctx, r.direct), noop(ctx, r.relayed))
-	if err != nil {
-		return s, fmt.Errorf("measure a call through a bare relay: %w", err)
-	}
-	s.Rows = append(s.Rows, ratioRow("the same through a bare grpc-go relay instead of criproxy, p50", p.at(0.5), 0),
-		ratioRow("the same, p99", p.at(0.99), 0))
-	p, err = alternate(warmUp, noops/3, version(ctx, r.direct), version(ctx, r.proxied))
-	if err != nil {
-		return s, fmt.Errorf("measure Version: %w", err)
-	}
-	s.Rows = append(s.Rows, ratioRow("Version, p50", p.at(0.5), twoAtMost), ratioRow("the same, p99", p.at(0.99), twoAtMost))
 	return s, nil
 }

@@ -65,7 +65,10 @@ func run(ctx context.Context, args []string) error {
 		return runBackend(ctx, args[1:])
 	}
 	if len(args) > 0 && args[0] == "relay" {
-		return runRelay(ctx, args[1:])
+		return runRelay(ctx, "relay", serveRelay, args[1:])
+	}
+	if len(args) > 0 && args[0] == "bytes" {
+		return runRelay(ctx, "bytes", serveBytes, args[1:])
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	checkout := flags.String("checkout", ".", "top `folder` of the source")
@@ -100,15 +103,15 @@ func runBackend(ctx context.Context, args []string) error {
 	return serveBackend(ctx, newBackend(*name, *pods), *socket, os.Stdin)
 }
 
-// runRelay is the program in the part of a bare relay.
-func runRelay(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("bench relay", flag.ContinueOnError)
+// runRelay is the program in the part of a relay.
+func runRelay(ctx context.Context, name string, serve func(ctx context.Context, backend, socket string, stdin io.Reader) error, args []string) error {
+	flags := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
 	backend := flags.String("backend", "", "`socket` of the CRI server behind it")
 	socket := flags.String("listen", "", "`socket` to serve on")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	return serveRelay(ctx, *backend, *socket, os.Stdin)
+	return serve(ctx, *backend, *socket, os.Stdin)
 }
 
 // measure runs the wanted sections, all without any, and reports them.

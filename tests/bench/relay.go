@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
@@ -46,6 +47,52 @@ func serveRelay(ctx context.Context, backend, socket string, stdin io.Reader) (e
 	_, err = io.Copy(io.Discard, stdin)
 	server.Stop()
 	return errors.Join(err, <-served)
+}
+
+// serveBytes connects each caller with a connection of its own to the backend and
+// copies what comes, both ways, until stdin ends. It knows nothing of gRPC: what it
+// costs is what any process between two others costs.
+func serveBytes(ctx context.Context, backend, socket string, stdin io.Reader) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("serve byte relay: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var callers sync.WaitGroup
+	callers.Go(func() {
+		for {
+			caller, err := listener.Accept()
+			if err != nil {
+				return // closed below
+			}
+			callers.Go(func() { joinConns(ctx, caller, backend) })
+		}
+	})
+	_, err = io.Copy(io.Discard, stdin)
+	err = errors.Join(err, listener.Close())
+	cancel()
+	callers.Wait()
+	return err
+}
+
+// joinConns passes a caller's bytes to the backend and back until one of them hangs
+// up or ctx ends.
+func joinConns(ctx context.Context, caller net.Conn, backend string) {
+	defer func() { _ = caller.Close() }()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", backend)
+	if err != nil {
+		return // the caller sees that nobody answers
+	}
+	hangUp := func() { _, _ = caller.Close(), conn.Close() }
+	defer context.AfterFunc(ctx, hangUp)()
+	var requests sync.WaitGroup
+	requests.Go(func() {
+		_, _ = io.Copy(conn, caller)
+		hangUp()
+	})
+	_, _ = io.Copy(caller, conn)
+	hangUp()
+	requests.Wait()
 }
 
 // rawCodec hands encoded messages through gRPC as they are.

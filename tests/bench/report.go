@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ambipod/ambipod/tests/page"
@@ -19,10 +21,11 @@ type row struct {
 	// Spread is the smallest and largest ratio of the series' tenths, or the
 	// middle half of the differences.
 	Spread  string  `json:"spread"`
-	Target  string  `json:"target"`  // from the issue; empty if there is none
-	Met     *bool   `json:"met"`     // nil without a target
-	Samples int     `json:"samples"` // on each side
-	Value   float64 `json:"value"`   // the number that the target is about
+	Target  string  `json:"target"`        // from the issue; empty if there is none
+	Met     *bool   `json:"met"`           // nil without a target
+	Samples int     `json:"samples"`       // on each side
+	Value   float64 `json:"value"`         // the number that the target is about
+	Hop     string  `json:"hop,omitempty"` // the same through a relay that only copies bytes
 }
 
 // section is one group of measurements that belongs together.
@@ -31,6 +34,7 @@ type section struct {
 	Title string `json:"title"`
 	Base  string `json:"base"` // head of the column
 	Ours  string `json:"ours"`
+	Hop   string `json:"hop,omitempty"` // head of a column more; empty: none
 	Rows  []row  `json:"rows"`
 	plot  []byte // an SVG picture, or nothing
 }
@@ -76,15 +80,23 @@ func formatMS(ms float64) string {
 // markdown is the section as a table.
 func (s section) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "### %s\n\n| what | %s | %s | compared | spread | at most | met | samples |\n|---|---|---|---|---|---|---|---|\n",
-		s.Title, s.Base, s.Ours)
+	line := func(cells ...string) { b.WriteString("| " + strings.Join(cells, " | ") + " |\n") }
+	columns := func(base, ours, hop string) []string {
+		if s.Hop == "" {
+			return []string{base, ours}
+		}
+		return []string{base, ours, hop}
+	}
+	b.WriteString("### " + s.Title + "\n\n")
+	head := slices.Concat([]string{"what"}, columns(s.Base, s.Ours, s.Hop), []string{"compared", "spread", "at most", "met", "samples"})
+	line(head...)
+	b.WriteString(strings.Repeat("|---", len(head)) + "|\n")
 	for _, r := range s.Rows {
 		met := ""
 		if r.Met != nil {
 			met = map[bool]string{true: "yes", false: "**no**"}[*r.Met]
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %d |\n",
-			r.What, r.Base, r.Ours, r.Ratio, r.Spread, r.Target, met, r.Samples)
+		line(slices.Concat([]string{r.What}, columns(r.Base, r.Ours, r.Hop), []string{r.Ratio, r.Spread, r.Target, met, strconv.Itoa(r.Samples)})...)
 	}
 	if len(s.plot) > 0 {
 		fmt.Fprintf(&b, "\n![%s](%s)\n", s.Title, s.plotName())

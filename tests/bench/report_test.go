@@ -37,6 +37,31 @@ func TestTableSaysWhetherTargetsAreMet(t *testing.T) {
 	}
 }
 
+// Where an operation takes less than one process more in the way does, the table has
+// the price of that process instead of a target.
+func TestShortOperationsAreShownBesideTheHop(t *testing.T) {
+	of := func(milliseconds float64) []time.Duration {
+		return []time.Duration{time.Duration(milliseconds * float64(time.Millisecond))}
+	}
+	s := section{Title: "Title", Base: "direct", Ours: "criproxy", Hop: "bytes", Rows: []row{
+		operationRow("long", of(100), of(104), of(101)),
+		operationRow("too long", of(100), of(106), of(101)),
+		operationRow("short", of(0.5), of(1), of(0.75)),
+	}}
+	want := `### Title
+
+| what | direct | criproxy | bytes | compared | spread | at most | met | samples |
+|---|---|---|---|---|---|---|---|---|
+| long | 100 ms | 104 ms | 101 ms, 1.01× | 1.04× | 1.04–1.04× | ≤ 1.05× | yes | 1 |
+| too long | 100 ms | 106 ms | 101 ms, 1.01× | 1.06× | 1.06–1.06× | ≤ 1.05× | **no** | 1 |
+| short | 0.500 ms | 1.00 ms | 0.750 ms, 1.50× | 2.00× | 2.00–2.00× | the hop |  | 1 |
+
+`
+	if diff := cmp.Diff(want, s.markdown()); diff != "" {
+		t.Error("-want +got:\n" + diff)
+	}
+}
+
 func TestSavedSectionHasMachineAndNumbers(t *testing.T) {
 	dir := t.TempDir()
 	s := section{Name: "x", Rows: []row{memoryRow("memory", 31e6, idleMemory)}}

@@ -30,13 +30,14 @@ const (
 	stopTime  = 30 * time.Second
 )
 
-// rig is criproxy before two test backends and a bare relay before one, all as
+// rig is criproxy before two test backends and relays before one, all as
 // processes of their own.
 type rig struct {
 	dir     string
 	direct  *grpc.ClientConn // to the default backend
 	proxied *grpc.ClientConn // to criproxy
-	relayed *grpc.ClientConn // to a bare relay before the default backend
+	relayed *grpc.ClientConn // to a bare relay of calls before the default backend
+	copied  *grpc.ClientConn // to a relay of bytes before the default backend
 	proxy   process.Process
 	stops   []func(context.Context) error // in order of starting
 }
@@ -67,11 +68,13 @@ func startRig(ctx context.Context, criproxy string, pods, vms int) (_ *rig, err 
 	if r.direct, err = node.Dial(byDefault); err != nil {
 		return nil, err
 	}
-	if err := r.startSelf(ctx, "relay", "relay", "-backend", byDefault); err != nil {
-		return nil, err
-	}
-	if r.relayed, err = node.Dial(r.socket("relay")); err != nil {
-		return nil, err
+	for name, conn := range map[string]**grpc.ClientConn{"relay": &r.relayed, "bytes": &r.copied} {
+		if err := r.startSelf(ctx, name, name, "-backend", byDefault); err != nil {
+			return nil, err
+		}
+		if *conn, err = node.Dial(r.socket(name)); err != nil {
+			return nil, err
+		}
 	}
 	if r.proxied, err = node.Dial(r.socket("proxy")); err != nil {
 		return nil, err
@@ -167,7 +170,7 @@ func untilAnswers(ctx context.Context, socket string) error {
 // stop ends all processes of the rig and removes its files.
 func (r *rig) stop(ctx context.Context) error {
 	var errs []error
-	for _, conn := range []*grpc.ClientConn{r.direct, r.proxied, r.relayed} {
+	for _, conn := range []*grpc.ClientConn{r.direct, r.proxied, r.relayed, r.copied} {
 		if conn != nil {
 			errs = append(errs, conn.Close())
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"io"
 	"net"
 	"path/filepath"
@@ -52,7 +53,15 @@ func TestBackendServesUntilItsInputEnds(t *testing.T) {
 	}
 }
 
-func TestRelayPassesAnswersAndErrorsOn(t *testing.T) {
+func TestRelaysPassAnswersAndErrorsOn(t *testing.T) {
+	for name, serve := range map[string]func(ctx context.Context, backend, socket string, stdin io.Reader) error{
+		"calls": serveRelay, "bytes": serveBytes,
+	} {
+		t.Run(name, func(t *testing.T) { relayPassesOn(t, serve) })
+	}
+}
+
+func relayPassesOn(t *testing.T, serve func(ctx context.Context, backend, socket string, stdin io.Reader) error) {
 	dir := t.TempDir()
 	behind, socket := filepath.Join(dir, "b.sock"), filepath.Join(dir, "r.sock")
 	inputs, starters := [2]*io.PipeReader{}, [2]*io.PipeWriter{}
@@ -62,7 +71,7 @@ func TestRelayPassesAnswersAndErrorsOn(t *testing.T) {
 	served := make(chan error, 2)
 	const pods = 3
 	go func() { served <- serveBackend(t.Context(), newBackend("one", pods), behind, inputs[0]) }()
-	go func() { served <- serveRelay(t.Context(), behind, socket, inputs[1]) }()
+	go func() { served <- serve(t.Context(), behind, socket, inputs[1]) }()
 	if err := untilAnswers(t.Context(), socket); err != nil {
 		t.Fatal(err)
 	}

@@ -42,6 +42,27 @@ func (p pair) at(quantile float64) comparison {
 	return c
 }
 
+// byDifference compares medians by the median of the differences within a round. Where
+// what is measured varies far more than what the sides differ by, this still tells.
+func (p pair) byDifference() comparison {
+	c := comparison{
+		Base: milliseconds(quantileOf(p.base, 0.5)), Ours: milliseconds(quantileOf(p.ours, 0.5)),
+		Samples: len(p.base), Low: math.Inf(1), High: math.Inf(-1), Ratio: p.raised(),
+	}
+	n := min(blocks, len(p.base))
+	for i := range n {
+		from, to := i*len(p.base)/n, (i+1)*len(p.base)/n
+		ratio := pair{p.base[from:to], p.ours[from:to]}.raised()
+		c.Low, c.High = min(c.Low, ratio), max(c.High, ratio)
+	}
+	return c
+}
+
+// raised is what the base becomes by the median difference, as a ratio.
+func (p pair) raised() float64 {
+	return 1 + float64(quantileOf(p.differences(), 0.5))/float64(quantileOf(p.base, 0.5))
+}
+
 // differences are ours minus base, sample by sample.
 func (p pair) differences() []time.Duration {
 	d := make([]time.Duration, len(p.base))
@@ -67,28 +88,36 @@ func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Mi
 // alternate calls base and ours in turn, so that what else the machine does
 // meets both, and so that neither always comes first.
 func alternate(warmUp, n int, base, ours func() error) (pair, error) {
-	var p pair
-	for i := range warmUp + n {
-		first, second := base, ours
-		if i%2 == 1 {
-			first, second = ours, base
-		}
-		one, err := timed(first)
-		if err != nil {
-			return p, err
-		}
-		two, err := timed(second)
-		if err != nil {
-			return p, err
-		}
-		if i%2 == 1 {
-			one, two = two, one
-		}
-		if i >= warmUp {
-			p.base, p.ours = append(p.base, one), append(p.ours, two)
+	took, err := inTurn(warmUp, n, base, ours)
+	return pair{took[0], took[1]}, err
+}
+
+// inTurn makes every call once in each round, and returns how long each took. The
+// first rounds are not recorded.
+func inTurn(warmUp, n int, calls ...func() error) ([][]time.Duration, error) {
+	took := make([][]time.Duration, len(calls))
+	for round := range warmUp + n {
+		for place := range calls {
+			i := turn(round, place, len(calls))
+			t, err := timed(calls[i])
+			if err != nil {
+				return took, err
+			}
+			if round >= warmUp {
+				took[i] = append(took[i], t)
+			}
 		}
 	}
-	return p, nil
+	return took, nil
+}
+
+// turn is which of n sides comes at a place of a round: over the rounds each comes
+// first, second and last equally often, and after every other.
+func turn(round, place, n int) int {
+	if round/n%2 == 1 {
+		place = n - 1 - place
+	}
+	return (round + place) % n
 }
 
 func timed(call func() error) (time.Duration, error) {

@@ -56,7 +56,7 @@ func TestSidesTakeTurnsAndWarmUpDoesNotCount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if order.String() != "boobboob" {
+	if order.String() != "boobobbo" {
 		t.Errorf("order is %s", order.String())
 	}
 	if len(p.base) != 3 || len(p.ours) != 3 {
@@ -67,5 +67,49 @@ func TestSidesTakeTurnsAndWarmUpDoesNotCount(t *testing.T) {
 		if _, err := alternate(0, 2, side("b"), func() error { return broken }); !errors.Is(err, broken) {
 			t.Errorf("a failed call gave %v", err)
 		}
+	}
+}
+
+// Of three sides, each comes first, second and last equally often, and after each other.
+func TestThreeSidesTakeTurns(t *testing.T) {
+	const sides, rounds = 3, 6
+	places, pairs := map[[2]int]int{}, map[[2]int]int{}
+	for round := range rounds {
+		for place := range sides {
+			side := turn(round, place, sides)
+			places[[2]int{place, side}]++
+			if place > 0 {
+				pairs[[2]int{turn(round, place-1, sides), side}]++
+			}
+		}
+	}
+	if len(places) != sides*sides || len(pairs) != sides*(sides-1) {
+		t.Errorf("sides by place: %v, sides after each other: %v", places, pairs)
+	}
+	for _, times := range places {
+		if times != rounds/sides {
+			t.Errorf("sides by place: %v", places)
+		}
+	}
+	for _, times := range pairs {
+		if times != 2 {
+			t.Errorf("sides after each other: %v", pairs)
+		}
+	}
+}
+
+// Two sides that vary together by half are told apart to a hundredth.
+func TestDifferencesSeeThroughWhatBothSidesHaveInCommon(t *testing.T) {
+	var p pair
+	for i := range 100 {
+		common := time.Duration(100+i%50) * time.Millisecond
+		p.base, p.ours = append(p.base, common), append(p.ours, common+time.Millisecond)
+	}
+	c := p.byDifference()
+	if c.Base != 124 || c.Ours != 125 || c.Samples != 100 {
+		t.Errorf("medians are %v and %v of %d samples, want 124 and 125 of 100", c.Base, c.Ours, c.Samples)
+	}
+	if want := 1 + 1./124; c.Ratio != want || c.Low > want || c.High < want || c.High > 1.01 {
+		t.Errorf("the ratio is %v, between %v and %v, want %v", c.Ratio, c.Low, c.High, want)
 	}
 }
