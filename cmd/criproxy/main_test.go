@@ -239,6 +239,43 @@ func callVersion(t *testing.T, c runtimeapi.RuntimeServiceClient) error {
 	return err
 }
 
+// The log has a line for each call that changes something or fails from -v=4 on, for
+// every call from -v=5 on, and the requests from -v=6 on.
+func TestVerbosity(t *testing.T) {
+	dir := shortDir(t)
+	config := writeConfig(t, dir, "")
+	startRuntime(t, dir+"/default.sock")
+	for v, want := range map[int]struct{ deeds, looks, requests bool }{
+		3: {}, 4: {deeds: true}, 5: {deeds: true, looks: true}, 6: {deeds: true, looks: true, requests: true},
+	} {
+		d := start(t, command(t.Context(), "-config", config, fmt.Sprintf("-v=%d", v)))
+		eventually(t, "the socket is there", func() bool {
+			_, err := os.Stat(dir + "/p.sock")
+			return err == nil
+		})
+		client := dial(t, dir+"/p.sock")
+		if err := callVersion(t, client); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: "some-id"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: "absent"}); err == nil {
+			t.Fatal("the runtime knows an absent container")
+		}
+		d.terminate(t)
+		text := d.stderr.String()
+		for part, there := range map[string]bool{
+			"method=StopContainer": want.deeds, "method=ContainerStatus": want.deeds, "code=Unimplemented": want.deeds,
+			"method=Version": want.looks, "some-id": want.requests,
+		} {
+			if strings.Contains(text, part) != there {
+				t.Errorf("-v=%d shows %q: %v, want %v:\n%s", v, part, !there, there, text)
+			}
+		}
+	}
+}
+
 // A second proxy on the same socket says so and leaves the first alone; a socket
 // of a killed one is taken over; SIGTERM removes it.
 func TestSocketOfAnother(t *testing.T) {
