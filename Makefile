@@ -55,6 +55,7 @@ conformance: ## compare critest against containerd with critest through criproxy
 
 bench: ## measure what criproxy and vmruntime cost
 	@hack/setup.sh test
+	@go test -run '^$$' -bench . ./pkg/proxy
 	@go run ./tests/bench
 
 images: ## build the container image of the node's daemons, _build/images/node.tar
