@@ -133,10 +133,10 @@ func (*backend) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest)
 	}, nil
 }
 
-// StartContainer implements the CRI. It is the benchmarks' call that does
+// ReopenContainerLog implements the CRI. It is the benchmarks' call that does
 // nothing: the least that a call with an ID can cost.
-func (*backend) StartContainer(context.Context, *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
-	return &runtimeapi.StartContainerResponse{}, nil
+func (*backend) ReopenContainerLog(context.Context, *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
+	return &runtimeapi.ReopenContainerLogResponse{}, nil
 }
 
 // ListPodSandbox implements the CRI, without filters.

@@ -23,8 +23,8 @@ import (
 // containerRounds is how many pods and images live and go on each side.
 const containerRounds = 80
 
-// shortOperation is so short that any process in the way, a quarter of a millisecond
-// after a rest, is more than the target allows; for those the table has the price of a
+// shortOperation is so short that the few tenths of a millisecond that criproxy takes
+// after a rest are more than the target allows; for those the table has the price of a
 // byte relay beside criproxy's, and no target.
 const shortOperation = 5 * time.Millisecond
 
