@@ -47,6 +47,9 @@ func parts() []part {
 		{"containers", measureContainers},
 		{"vms", measureVMs},
 		{"scale", measureScale},
+		{"pulls", measurePulls},
+		{"images", measureImages},
+		{"unpackers", measureUnpackers},
 	}
 }
 

@@ -61,6 +61,11 @@ func TestBadPods(t *testing.T) {
 			refusal{codes.InvalidArgument, []string{"vm.ambipod.io/disk-buss"}},
 		},
 		{
+			"root disk smaller than its image",
+			func(p *pod) { p.config.Annotations = map[string]string{"vm.ambipod.io/root-volume-size": "1Mi"} },
+			refusal{codes.InvalidArgument, []string{"1048576 bytes is smaller than its image"}},
+		},
+		{
 			"image that was not pulled",
 			func(p *pod) { p.container.Image.Image = "vm.ambipod.io/http/127.0.0.1/other.qcow2:latest" },
 			refusal{codes.NotFound, []string{"vm.ambipod.io/http/127.0.0.1/other.qcow2"}},
