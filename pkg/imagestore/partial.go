@@ -39,6 +39,9 @@ type partial struct {
 	file      *os.File
 	have      int64
 	validator validator
+
+	// background runs what nobody needs to wait for; nil runs it at once.
+	background func(func())
 }
 
 // openPartial opens what an earlier pull from the same place left, or starts anew.
@@ -116,11 +119,20 @@ func (p *partial) unpacked() string { return p.base + endingUnpacked }
 // close closes the file, and removes all files unless the download can be
 // continued later and keep says that it should.
 func (p *partial) close(keep bool) error {
-	err := join(p.file.Close(), removeFile(p.unpacked()))
+	err := removeFile(p.unpacked())
 	if keep && p.validator.Strong && p.have > 0 {
-		return err
+		return join(err, p.file.Close())
 	}
-	return join(err, removeFile(p.base+endingBytes), removeFile(p.base+endingValidator))
+	err = join(err, removeFile(p.base+endingBytes), removeFile(p.base+endingValidator))
+	// The kernel frees the blocks of a file without a name when it is closed, which
+	// takes a tenth of the time that unpacking took.
+	free := func() { _ = p.file.Close() } // nobody will read what was written
+	if p.background == nil {
+		free()
+	} else {
+		p.background(free)
+	}
+	return err
 }
 
 // dropPartials removes downloads that nobody continued for a time, and all files

@@ -126,6 +126,7 @@ func (s *Store) downloadOnce(ctx context.Context, j job, t *transfer) (_ landing
 	if err != nil {
 		return landing{}, err
 	}
+	part.background = s.flights.running.Go // this is called by a flight, so the group is not empty
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &download{place: j.place, part: part, store: s, transfer: t, cancel: cancel, told: s.now()}
