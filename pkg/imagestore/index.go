@@ -1,6 +1,7 @@
 package imagestore
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,6 +42,7 @@ type index struct {
 	digests map[string]string   // digest of the bytes sent → ID; not of removed images
 	origins map[string]string   // key of an origin → ID; not of removed images
 	holders map[string][]string // holder → IDs, sorted
+	listed  []*record           // the images that are not removed, by ID; nil after a change
 }
 
 // change is one atomic step of the index.
@@ -196,6 +198,7 @@ func putJSON(bucket *bolt.Bucket, key string, value any) error {
 
 // publishLocked brings the maps in line with a change that is on the disk.
 func (x *index) publishLocked(c change) {
+	x.listed = nil
 	for _, id := range c.drop {
 		x.unlinkLocked(x.images[id])
 		delete(x.images, id)
@@ -291,6 +294,28 @@ func (x *index) all() []*record {
 		records = append(records, r)
 	}
 	return records
+}
+
+// visible returns the records of all images that are not removed, sorted by ID. The
+// slice is shared.
+func (x *index) visible() []*record {
+	x.mu.RLock()
+	listed := x.listed
+	x.mu.RUnlock()
+	if listed != nil {
+		return listed
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	listed = make([]*record, 0, len(x.images))
+	for _, r := range x.images {
+		if !r.Removed {
+			listed = append(listed, r)
+		}
+	}
+	slices.SortFunc(listed, func(a, b *record) int { return cmp.Compare(a.ID, b.ID) })
+	x.listed = listed
+	return listed
 }
 
 // held returns the holders of an image.

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -181,14 +180,12 @@ func (s *Store) find(nameOrID string) *record {
 
 // List returns all images, sorted by ID.
 func (s *Store) List() ([]Image, error) {
-	records := s.index.all()
+	records := s.index.visible()
 	images := make([]Image, 0, len(records))
+	folder := s.paths.data("") + "/" // kubelet asks often, and cleaning a path takes a microsecond
 	for _, r := range records {
-		if !r.Removed {
-			images = append(images, r.image(s.paths.data(r.ID)))
-		}
+		images = append(images, r.image(folder+r.ID))
 	}
-	slices.SortFunc(images, func(a, b Image) int { return cmp.Compare(a.ID, b.ID) })
 	return images, nil
 }
 
