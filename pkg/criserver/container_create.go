@@ -49,11 +49,16 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	}
 	failpoint.Hit("CreateContainer/recorded")
 	var steps undo
-	defer func() { steps.unwind(ctx, &err) }()
+	defer func() {
+		steps.unwind(ctx, &err)
+		if err != nil { // a libvirtd that hung may define the domain after all
+			s.overdue.enter(vm.ID)
+			s.tidySoon()
+		}
+	}()
 	steps.push("remove the unfinished VM", func(ctx context.Context) error { return s.destroyVM(ctx, vm) })
 
 	if err := s.buildVM(ctx, box, vm, plan); err != nil {
-		s.tidySoon() // a libvirtd that hung may define the domain after all
 		return nil, fmt.Errorf("create VM %s of pod %s: %w", vm.config.GetMetadata().GetName(), podName(box.config), err)
 	}
 	if vm.Container, err = s.Records.Containers.Update(vm.ID, func(r *metadata.Container) error {

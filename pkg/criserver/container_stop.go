@@ -3,11 +3,13 @@ package criserver
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ambipod/ambipod/pkg/cgroup"
 	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
 )
@@ -15,6 +17,10 @@ import (
 // shutdownRetry is how often the power button is pressed: a guest that still boots
 // ignores it.
 const shutdownRetry = 3 * time.Second
+
+// killPatience is how long a QEMU whose plug is pulled may take to end by itself: it
+// writes out what its disks have cached.
+const killPatience = 5 * time.Second
 
 // StopContainer asks a guest to power itself off and pulls the plug at the time-out.
 // It may be repeated, and an unknown container is taken for one that was removed
@@ -89,10 +95,44 @@ func (s *Server) kill(ctx context.Context, vm container) error {
 	if !vm.Running() {
 		return nil
 	}
-	if err := s.Domains.Destroy(ctx, vm.DomainUUID); err != nil {
+	calmDown := s.forceLater(ctx, vm)
+	err := s.Domains.Destroy(ctx, vm.DomainUUID)
+	calmDown()
+	if err != nil {
 		return err
 	}
 	failpoint.Hit("StopContainer/destroyed")
-	_, err := s.settle(ctx, vm.ID)
+	_, err = s.settle(ctx, vm.ID)
 	return err
+}
+
+// forceLater kills a VM's processes unless the function that it returns is called
+// within killPatience. libvirtd asks QEMU itself first, and gives one that hangs ten
+// seconds and more; one that hangs with it, for ever.
+func (s *Server) forceLater(ctx context.Context, vm container) (calmDown func()) {
+	ended := make(chan struct{})
+	var forcing sync.WaitGroup
+	forcing.Go(func() {
+		patience := time.NewTimer(killPatience)
+		defer patience.Stop()
+		select {
+		case <-ended:
+			return
+		case <-ctx.Done():
+			return
+		case <-patience.C:
+		}
+		s.Logger.WarnContext(ctx, "QEMU does not end, killing it", "container", vm.ID)
+		box, err := s.findSandbox(vm.SandboxID)
+		if err == nil {
+			err = cgroup.End(ctx, s.cgroupOf(box, vm.ID))
+		}
+		if err != nil {
+			s.Logger.ErrorContext(ctx, "QEMU cannot be killed", "container", vm.ID, "err", err)
+		}
+	})
+	return func() {
+		close(ended)
+		forcing.Wait()
+	}
 }
