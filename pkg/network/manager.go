@@ -61,7 +61,8 @@ type Manager struct {
 	started map[string]bool           // sandboxes set up by this process, spared by Sweep
 }
 
-// New returns a Manager. It needs no CNI configuration yet: see Status.
+// New returns a Manager. It needs no CNI configuration yet: see Status. Plugins that
+// an earlier Manager of the same folders has left running are killed.
 func New(o Options) (*Manager, error) {
 	for _, dir := range []string{o.CacheDir, o.NetNSDir} {
 		if !filepath.IsAbs(dir) {
@@ -76,6 +77,9 @@ func New(o Options) (*Manager, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("create network folder: %w", err)
 		}
+	}
+	if ended, err := endStrays(o.NetNSDir); ended > 0 || err != nil {
+		o.Logger.Warn("killed CNI plugins of an earlier process", "count", ended, "err", err)
 	}
 	exec := &pluginExec{root: o.HostRoot}
 	return &Manager{
