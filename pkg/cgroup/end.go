@@ -21,7 +21,7 @@ func End(ctx context.Context, group string) error {
 	for {
 		pids, err := processes(group, false)
 		if errdefs.IsNotFound(err) {
-			return nil
+			return Delete(group) // of v1, one controller may still have it, after a kill amidst an End
 		}
 		if err != nil {
 			return fmt.Errorf("list processes of cgroup %s: %w", group, err)

@@ -4,9 +4,11 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -42,6 +44,27 @@ func TestEnd(t *testing.T) {
 	}
 	if _, err := Read(group); err == nil {
 		t.Error("the group is still there")
+	}
+}
+
+// TestEndAfterHalfAnEnd: with v1 each controller's part of a group goes by itself.
+func TestEndAfterHalfAnEnd(t *testing.T) {
+	group := fmt.Sprintf("/ambipod-half-%d", os.Getpid())
+	if err := Create(group, Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	if !unified() {
+		for _, controller := range []string{"memory", "cpu", "cpuacct", "pids"} {
+			if err := os.Remove(filepath.Join(mountpoint, controller, group)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Error(err)
+			}
+		}
+	}
+	if err := End(t.Context(), group); err != nil {
+		t.Error(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(mountpoint, "*", group)); err != nil || len(left) > 0 {
+		t.Errorf("of the group the folders %v are left, %v", left, err)
 	}
 }
 

@@ -198,7 +198,7 @@ func (s *Server) newContainer(box sandbox, config *runtimeapi.ContainerConfig, p
 		VCPUs:       plan.size.vcpus,
 		Resources:   resources,
 	}
-	if err := s.makeNewest(&record); err != nil {
+	if err := s.makeNewest(box, &record); err != nil {
 		return container{}, err
 	}
 	if record.DomainUUID == "" { // libvirt wants the guest's SMBIOS UUID and the domain's to be one
@@ -210,12 +210,18 @@ func (s *Server) newContainer(box sandbox, config *runtimeapi.ContainerConfig, p
 	return container{record, config}, nil
 }
 
-// makeNewest sees to it that a VM is younger than its predecessors even if the clock
-// was set back: kubelet takes the youngest of a pod for the one that counts.
-func (s *Server) makeNewest(record *metadata.Container) error {
-	siblings, err := s.containersOf(record.SandboxID)
-	for _, sibling := range siblings {
-		record.CreatedAt = after(record.CreatedAt, sibling.CreatedAt)
+// makeNewest sees to it that a VM is younger than its predecessors, in all sandboxes of
+// its pod, even if the clock was set back: kubelet takes the youngest of a pod for the
+// one that counts.
+func (s *Server) makeNewest(box sandbox, record *metadata.Container) error {
+	census, err := s.census()
+	for _, other := range census.boxes {
+		if other.config.GetMetadata().GetUid() != box.config.GetMetadata().GetUid() {
+			continue
+		}
+		for _, sibling := range census.vms[other.ID] {
+			record.CreatedAt = after(record.CreatedAt, sibling.CreatedAt)
+		}
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -75,7 +76,10 @@ func openIntact(path string) (db *bolt.DB, err error) {
 	if err := db.View(readAll); err != nil {
 		return nil, errors.Join(openError(path, err), db.Close())
 	}
-	if err := db.Update(initialise); err != nil {
+	if err := db.View(checkVersion); err != nil {
+		return nil, errors.Join(fmt.Errorf("database %s: %w", path, err), db.Close())
+	}
+	if err := initialise(db); err != nil {
 		return nil, errors.Join(fmt.Errorf("database %s: %w", path, err), db.Close())
 	}
 	return db, nil
@@ -109,18 +113,13 @@ func openError(path string, err error) error {
 	}
 }
 
-// initialise checks the version of an existing database and lays out a new one.
-func initialise(tx *bolt.Tx) error {
-	for _, name := range [][]byte{metaBucket, sandboxesBucket, containersBucket} {
-		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-			return fmt.Errorf("create bucket %s: %w", name, err)
-		}
-	}
+// checkVersion refuses the database of a newer Ambipod; a new one has no version yet.
+func checkVersion(tx *bolt.Tx) error {
 	meta := tx.Bucket(metaBucket)
-	raw := meta.Get(versionKey)
-	if raw == nil {
-		return meta.Put(versionKey, strconv.AppendInt(nil, Version, 10))
+	if meta == nil || meta.Get(versionKey) == nil {
+		return nil
 	}
+	raw := meta.Get(versionKey)
 	version, err := strconv.Atoi(string(raw))
 	if err != nil {
 		return fmt.Errorf("version %q is no number: %w", raw, errdefs.ErrDataLoss)
@@ -130,6 +129,29 @@ func initialise(tx *bolt.Tx) error {
 			version, Version, errdefs.ErrFailedPrecondition)
 	}
 	return nil
+}
+
+// initialise lays out a new database. One that is complete is not written to: who has
+// to refuse it for its records leaves it as it is.
+func initialise(db *bolt.DB) error {
+	buckets := [][]byte{metaBucket, sandboxesBucket, containersBucket}
+	complete := false
+	err := db.View(func(tx *bolt.Tx) error {
+		missing := slices.ContainsFunc(buckets, func(name []byte) bool { return tx.Bucket(name) == nil })
+		complete = !missing && tx.Bucket(metaBucket).Get(versionKey) != nil
+		return nil
+	})
+	if err != nil || complete {
+		return err
+	}
+	return db.Update(func(tx *bolt.Tx) error {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return fmt.Errorf("create bucket %s: %w", name, err)
+			}
+		}
+		return tx.Bucket(metaBucket).Put(versionKey, strconv.AppendInt(nil, Version, 10))
+	})
 }
 
 // Close closes the database; transactions under way end first.

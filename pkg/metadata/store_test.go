@@ -277,3 +277,25 @@ func TestSchemaDrawing(t *testing.T) {
 		t.Errorf("doc.go draws %d lines for %d buckets with one kind of entry each", drawn, buckets)
 	}
 }
+
+// TestOpenWritesNothing: who finds a record that cannot be read must be able to leave
+// the file as it is.
+func TestOpenWritesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	var contents [2][]byte
+	for i := range contents {
+		store, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if contents[i], err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(contents[0], contents[1]) {
+		t.Error("opening a complete database has changed it")
+	}
+}

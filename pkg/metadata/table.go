@@ -173,7 +173,8 @@ func (t Table[T]) put(bucket *bolt.Bucket, id string, record T) error {
 func (t Table[T]) decode(id string, raw []byte) (T, error) {
 	var record T
 	if err := json.Unmarshal(raw, &record); err != nil {
-		return record, fmt.Errorf("record of %s %s cannot be decoded (%w): %w", t.kind, id, err, errdefs.ErrDataLoss)
+		return record, fmt.Errorf("record of %s %s in database %s cannot be decoded (%w), restore the database: %w",
+			t.kind, id, t.db.Path(), err, errdefs.ErrDataLoss)
 	}
 	return record, nil
 }

@@ -45,12 +45,12 @@ func endStray(pid int, mark []byte) (found bool, err error) {
 	// Opened before its environment is read, so that it is this process that is killed.
 	process, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return false, nil //nolint:nilerr // it has ended, or was no process but a thread
+		return false, nil // it has ended, or was no process but a thread
 	}
 	defer func() { err = errors.Join(err, unix.Close(process)) }()
 	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
-		return false, nil //nolint:nilerr // it has ended, or is none that we may look at
+		return false, nil // it has ended, or is none that we may look at
 	}
 	if !bytes.HasPrefix(environment, mark) && !bytes.Contains(environment, append([]byte{0}, mark...)) {
 		return false, nil
