@@ -89,7 +89,7 @@ func TestTroubleElsewhereTakesNoTime(t *testing.T) {
 		s.wantRecovery(t, container)
 	}
 	t.Logf("a call to the default takes %v", best)
-	const slack = 300 * time.Microsecond
+	const slack = time.Millisecond // of the machine
 	for trouble, took := range best {
 		if took > best["well"]*3/2+slack {
 			t.Errorf("a call to the default takes %v while the VM runtime is %s, else %v", took, trouble, best["well"])
