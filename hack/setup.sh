@@ -215,6 +215,7 @@ main() {
 	esac
 	step 'build Ambipod' binaries
 	image tiny.qcow2 images/tiny "$top/images/tiny/build.sh"
+	[ "$want" != test ] || image tiny-full.qcow2 images/tiny env TINY_KERNEL=linux-image-amd64 "$top/images/tiny/build.sh"
 	[ "$want" != test ] || image debian.qcow2 images/debian "$top/images/debian/build.sh"
 	image busybox.tar images/containers "$top/images/containers/build.sh" busybox
 	image pause.tar images/containers "$top/images/containers/build.sh" pause

@@ -101,7 +101,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 		TPMs:   tpmServer(s.swtpm, qemu.User), Machines: domains, Objects: kubeapi.Objects{Kubeconfig: s.kubeconfig},
 		Accel: choice.Accel, AccelReason: choice.Reason, HideFeatures: choice.DisableFeatures, CgroupDriver: cgroupDrivers[s.cgroupDriver], Emulator: s.emulator, DomainLogs: s.domainLogs, Wrapper: s.wrapper,
 		LibvirtURI: s.libvirtURI, StatusAddress: s.statusAddress,
-		HostRoot: s.hostRoot, RawDevices: s.rawDevices, GuestHelper: s.guestHelper,
+		HostRoot: s.hostRoot, Folders: folders(s.virtiofsd, logger), RawDevices: s.rawDevices, GuestHelper: s.guestHelper,
 		StreamAddress: s.streamAddress, StreamCert: s.streamCert, StreamKey: s.streamKey,
 		QEMUUser: qemu.User, Version: version, Logger: logger,
 	})

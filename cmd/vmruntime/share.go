@@ -1,6 +1,7 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -30,4 +31,13 @@ func newShare() *cobra.Command {
 // shareServer starts servers by this very program, also when its file was replaced.
 func shareServer(virtiofsd string, user criserver.User) volumes.ShareServer {
 	return volumes.ShareServer{Launcher: []string{"/proc/self/exe", shareCommand, virtiofsd}, UID: user.UID, GID: user.GID}
+}
+
+// folders is how VMs have folders of this machine if their pods do not say.
+func folders(virtiofsd string, logger *slog.Logger) string {
+	if _, err := os.Stat(virtiofsd); err != nil {
+		logger.Warn("there is no virtiofsd, so VMs get folders by 9p unless their pods say otherwise; install the package qemu-system-common or see --virtiofsd", "err", err)
+		return "9p"
+	}
+	return "virtiofs"
 }

@@ -5,6 +5,8 @@
 # usage: build.sh OUT.qcow2
 #   TINY_CACHE  folder that keeps downloaded packages (default: beside OUT)
 #   TINY_SIZE   size of the guest's disk in MiB (default: 112)
+#   TINY_KERNEL Debian's package of the kernel (default: linux-image-cloud-amd64;
+#               linux-image-amd64 has 9p, which that one lacks)
 #
 # Nothing is mounted and nothing needs root: packages are unpacked, the file
 # system is made from a folder, and the boot loader is written with dd.
@@ -27,7 +29,7 @@ root=$work/root         # becomes the guest's root file system
 ramdisk=$work/ramdisk   # becomes its initial RAM disk
 
 programs="busybox-static qemu-guest-agent dropbear-bin e2fsprogs"
-kernel=linux-image-cloud-amd64
+kernel=${TINY_KERNEL:-linux-image-cloud-amd64}
 bootloader="grub-pc-bin"
 
 die() {
@@ -81,7 +83,7 @@ fetch() {
 	done <"$work/files"
 }
 
-modules() { # modules WHERE: names from kernel-modules, WHERE is boot, root or .
+modules() { # modules WHERE: names from kernel-modules, WHERE is boot, root or full
 	sed -n "s/^\($1\)  *//p" "$here/kernel-modules"
 }
 
@@ -152,6 +154,7 @@ install_kernel() {
 	cp "$unpacked/boot/vmlinuz-$release" "$root/boot/vmlinuz"
 	mkdir -p "$root/lib/modules/$release"
 	copy_modules "$(modules 'boot\|root')" "$root"
+	[ "$kernel" != linux-image-amd64 ] || copy_modules "$(modules full)" "$root"
 }
 
 make_ramdisk() {

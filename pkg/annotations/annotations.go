@@ -27,6 +27,7 @@ type Settings struct {
 	DiskBus       string // scsi, virtio or sata
 	RootSize      int64  // bytes of the root disk, 0 for the image's size
 	Disks         []Disk // disks beside those of volumes, and how disks are used
+	Folders       string // how folders reach the guest: virtiofs, 9p, or "" for the node's way
 	ReplaceRoot   bool   // a persistent root that was made from another image may be lost
 	SystemUUID    string // SMBIOS system UUID, "" for a random one
 	MetaData      string // cloud-init meta-data that overrides what is generated, YAML or JSON

@@ -71,6 +71,13 @@ var general = []Annotation{
 		parse: func(s *Settings, value string) (err error) { s.Disks, err = parseDisks(value); return err },
 	},
 	{
+		Name:    Domain + "folders",
+		Allowed: "`virtiofs` or `9p`", Default: "`virtiofs`; `9p` on a node without virtiofsd",
+		Doc: "How folders reach the guest. By `9p`, Virtlet's only way, QEMU itself serves them: as its own unprivileged user, who must be able to use " +
+			"the folder and owns all that the guest makes in it. The guest's kernel needs 9p over virtio, which those made for clouds lack.",
+		parse: oneOf(func(s *Settings) *string { return &s.Folders }, "virtiofs", "9p"),
+	},
+	{
 		Name: Domain + "system-uuid", Alias: "VirtletSystemUUID",
 		Allowed: "a UUID", Default: "a random one",
 		Doc: "UUID that the guest reads from its SMBIOS tables.",
@@ -180,7 +187,7 @@ var general = []Annotation{
 		Name: Domain + "chown-mounts", Alias: "VirtletChown9pfsMounts",
 		Allowed: "`true` or `false`", Default: "`false`",
 		Doc: "Accepted for Virtlet's manifests and without effect: folders reach the guest by virtiofs with the users and groups that they " +
-			"have on the node, so nothing has to be given to QEMU's user.",
+			"have on the node, so nothing has to be given to QEMU's user. Where they come by 9p, see `folders`, give them to that user yourself.",
 		parse: truth(func(*Settings) *bool { return new(bool) }),
 	},
 	{

@@ -18,7 +18,7 @@ import (
 
 // badValues has a value that each annotation must refuse, by its name without domain.
 var badValues = map[string]string{
-	"target-runtime": "containers", "vcpu-count": "1.5", "root-volume-size": "big", "replace-root": "maybe", "disk-bus": "floppy", "disks": "[{name: a}]",
+	"target-runtime": "containers", "vcpu-count": "1.5", "root-volume-size": "big", "replace-root": "maybe", "disk-bus": "floppy", "disks": "[{name: a}]", "folders": "nfs",
 	"system-uuid": "0000", "user-data": "- a list", "user-data-script": "echo without an interpreter",
 	"user-data-source": "pod/x", "user-data-source-key": "", "user-data-source-encoding": "rot13", "user-data-overwrite": "yes please",
 	"ssh-key-source": "configmap", "files-from-data-source": "volume/x", "config-volumes": "symlink", "chown-mounts": "perhaps",

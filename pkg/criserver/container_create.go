@@ -109,6 +109,9 @@ func (s *Server) planVM(ctx context.Context, box sandbox, config *runtimeapi.Con
 	if err != nil {
 		return vmPlan{}, err
 	}
+	if err := s.checkFolders(ctx, found); err != nil {
+		return vmPlan{}, err
+	}
 	plan := vmPlan{settings: settings, size: vmSize, image: image, volumes: found}
 	return plan, s.checkHardware(ctx, plan)
 }

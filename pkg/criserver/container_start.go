@@ -93,7 +93,7 @@ func (s *Server) boot(ctx context.Context, box sandbox, vm container) (err error
 	if err != nil {
 		return err
 	}
-	shares, err := s.startHelpers(ctx, box, vm, found.shares, settings)
+	shares, err := s.startHelpers(ctx, box, vm, found.served(), settings)
 	if err != nil {
 		return err
 	}

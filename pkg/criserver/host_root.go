@@ -6,18 +6,7 @@ import (
 	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/ambipod/ambipod/pkg/annotations"
 )
-
-// volumesOf is volumesOf for a vmruntime that may itself be in a container.
-func (s *Server) volumesOf(config *runtimeapi.ContainerConfig, settings annotations.Settings) (guestVolumes, error) {
-	here, err := asSeenHere(s.HostRoot, config)
-	if err != nil {
-		return guestVolumes{}, err
-	}
-	return volumesOf(here, settings, s.RawDevices)
-}
 
 // asSeenHere is a container's configuration with the node's paths, as kubelet knows
 // them, replaced by those where this process finds the same files: below root. A link

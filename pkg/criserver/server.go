@@ -117,6 +117,9 @@ type Options struct {
 	// HostRoot is the folder below which this process finds the files of volumes, "" if
 	// where kubelet says. It is for a vmruntime in a container of its own.
 	HostRoot string
+	// Folders is how VMs have folders of this machine if their pods do not say: virtiofs
+	// or 9p.
+	Folders string
 	// RawDevices are patterns of the names below /dev of devices that any pod's author
 	// may have by a flexvolume; empty for none.
 	RawDevices []string

@@ -17,7 +17,7 @@ func testServer() *Server {
 	return &Server{Options: Options{
 		Layout: layout.Layout{State: "/var/lib/ambipod", Run: "/run/ambipod"},
 		Accel:  "kvm", HideFeatures: []string{"arch-capabilities"},
-		Wrapper: "/usr/libexec/vmwrapper", Emulator: "/usr/bin/qemu",
+		Wrapper: "/usr/libexec/vmwrapper", Emulator: "/usr/bin/qemu", Folders: foldersVirtioFS, RawDevices: []string{"null", "none"},
 	}}
 }
 

@@ -315,10 +315,14 @@ func useAs(disk *libvirttools.Disk, wish annotations.Disk) {
 }
 
 // findDisk finds, in the guest, the disk with the serial $1 that is for $2. One on a
-// bus whose driver is still being loaded may take a moment to appear.
+// bus whose driver is still being loaded may take a moment to appear. Programs are
+// started for SCSI alone: it is done for each of many disks, at each boot.
 const findDisk = `for second in 1 2 3 4 5 6 7 8 9 10; do
   for disk in /sys/block/*; do
-    { cat "$disk/serial" || tail -c +5 "$disk/device/vpd_pg80"; } 2>/dev/null | grep -aqxF "$1" && break 2
+    serial=
+    if [ -e "$disk/serial" ]; then read -r serial <"$disk/serial"
+    elif [ -e "$disk/device/vpd_pg80" ]; then serial=$(tail -c +5 "$disk/device/vpd_pg80" 2>/dev/null | tr -d '\0'); fi
+    [ "$serial" = "$1" ] && break 2
   done
   disk=; sleep 1
 done

@@ -49,7 +49,7 @@ func flexvolumeFolder(t *testing.T, volume, options string) string {
 func TestDisksOfAPod(t *testing.T) {
 	t.Parallel()
 	emptyDir, other := podFolder(t, "kubernetes.io~empty-dir", "cache"), podFolder(t, "kubernetes.io~empty-dir", "other")
-	found, err := volumesOf(
+	found, err := testServer().volumesOf(
 		withMounts(
 			&runtimeapi.Mount{ContainerPath: "/cache", HostPath: emptyDir},
 			&runtimeapi.Mount{ContainerPath: "/cache/again", HostPath: emptyDir, Readonly: true},
@@ -62,7 +62,7 @@ func TestDisksOfAPod(t *testing.T) {
 - {volume: cache, size: 32Mi}
 - {volume: old, devicePath: /dev/old, cache: writethrough}
 - {devicePath: /, cache: writeback, serial: system}
-`), nil)
+`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestDisksOfAPod(t *testing.T) {
 	want := []cloudinit.Command{
 		link(oldSerial, "/dev/old"), link("B1", "/dev/blank"),
 		mount(cacheSerial, "/cache", "rw"), mount(cacheSerial, "/cache/again", "ro"), mount(oldSerial, "/old", "rw"),
-		{"sh", "-c", mountShare, "ambipod-mount", "volume2", "/other", "rw"},
+		{"sh", "-c", mountShare, "ambipod-mount", "volume2", "/other", "virtiofs", "rw"},
 		mount("scratch", "/scratch", "rw"),
 	}
 	if diff := cmp.Diff(want, found.bootCommands()); diff != "" {
@@ -135,7 +135,7 @@ func TestDisksThatAVMCannotHave(t *testing.T) {
 			if test.mount != nil {
 				config.Mounts = append(config.Mounts, test.mount)
 			}
-			_, err := volumesOf(config, settingsFor(t, test.disks), []string{"null", "none"})
+			_, err := testServer().volumesOf(config, settingsFor(t, test.disks))
 			if !test.class(err) {
 				t.Errorf("got %v", err)
 			}
@@ -163,8 +163,8 @@ func diskServer(t *testing.T) *Server {
 func TestDisksAreMade(t *testing.T) {
 	t.Parallel()
 	s, folder := diskServer(t), podFolder(t, "kubernetes.io~empty-dir", "cache")
-	found, err := volumesOf(withMounts(&runtimeapi.Mount{ContainerPath: "/cache", HostPath: folder}),
-		settingsFor(t, `[{volume: cache, size: 8Mi},{name: scratch, size: 8Mi, fs: ext4},{name: blank, size: 1Gi}]`), nil)
+	found, err := testServer().volumesOf(withMounts(&runtimeapi.Mount{ContainerPath: "/cache", HostPath: folder}),
+		settingsFor(t, `[{volume: cache, size: 8Mi},{name: scratch, size: 8Mi, fs: ext4},{name: blank, size: 1Gi}]`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func TestVolumeDiskIsNoLink(t *testing.T) {
 	if err := os.Symlink(victim, filepath.Join(folder, "ambipod-disk.raw")); err != nil {
 		t.Fatal(err)
 	}
-	found, err := volumesOf(withMounts(&runtimeapi.Mount{ContainerPath: "/cache", HostPath: folder}), settingsFor(t, `[{volume: cache, size: 8Mi}]`), nil)
+	found, err := testServer().volumesOf(withMounts(&runtimeapi.Mount{ContainerPath: "/cache", HostPath: folder}), settingsFor(t, `[{volume: cache, size: 8Mi}]`))
 	if err != nil {
 		t.Fatal(err)
 	}

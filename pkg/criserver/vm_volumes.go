@@ -1,6 +1,7 @@
 package criserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type guestVolumes struct {
 	disks  []guestDisk         // block devices of the node, and files that are made
 	root   *guestDisk          // the one that the guest boots from; nil for a disk that ends with the VM
 
+	folders string           // how the guest has shares: foldersVirtioFS or folders9P
 	rootUse annotations.Disk // how the disk is to be used that the guest boots from
 }
 
@@ -42,18 +44,28 @@ type guestShare struct {
 	mount *runtimeapi.Mount
 }
 
+// The ways in which guests have folders.
+const (
+	foldersVirtioFS = "virtiofs" // each has a server
+	folders9P       = "9p"       // QEMU serves them
+)
+
 // volumesOf sorts the volumes of a container by the way in which a guest can have
 // them. It looks at the node's files but changes nothing.
 //
-// Volumes that kubelet fills are copied unless the settings say otherwise. rawDevices
-// are patterns of what a flexvolume may name below /dev.
-func volumesOf(config *runtimeapi.ContainerConfig, settings annotations.Settings, rawDevices []string) (guestVolumes, error) {
-	found := guestVolumes{mounts: config.GetMounts()}
+// Volumes that kubelet fills are copied unless the settings say otherwise.
+func (s *Server) volumesOf(config *runtimeapi.ContainerConfig, settings annotations.Settings) (guestVolumes, error) {
+	found := guestVolumes{folders: cmp.Or(settings.Folders, s.Folders)}
+	config, err := asSeenHere(s.HostRoot, config)
+	if err != nil {
+		return found, err
+	}
+	found.mounts = config.GetMounts()
 	for i, mount := range config.GetMounts() {
 		if mount.GetContainerPath() == terminationLog {
 			continue
 		}
-		if err := found.addMount(i, mount, settings, rawDevices); err != nil {
+		if err := found.addMount(i, mount, settings, s.RawDevices); err != nil {
 			return found, fmt.Errorf("volume mounted at %s: %w", mount.GetContainerPath(), err)
 		}
 	}
@@ -112,15 +124,18 @@ func isShared(mount *runtimeapi.Mount, mountConfig bool) (bool, error) {
 
 // mountShare mounts a shared folder in the guest. cloud-init's own module for that
 // passes over sources that are no block devices (22.4, cc_mounts.sanitize_devname).
-const mountShare = `mkdir -p "$2" && { grep -q "^$1 " /proc/mounts || mount -t virtiofs -o "$3" "$1" "$2"; } ||
-{ echo "ambipod: volume $2 cannot be mounted, which takes Linux 5.4 or later with virtiofs" >/dev/console; exit 1; }`
+const mountShare = `mkdir -p "$2" && { grep -q "^$1 " /proc/mounts || mount -t "$3" -o "$4" "$1" "$2"; } ||
+{ echo "ambipod: volume $2 cannot be mounted, which takes a kernel with $3 (virtiofs: Linux 5.4 or later)" >/dev/console; exit 1; }`
+
+// mountOptions are those of a file system type beside ro and rw.
+var mountOptions = map[string]string{foldersVirtioFS: "", folders9P: ",trans=virtio,version=9p2000.L"}
 
 // bootCommands make the volumes appear in the guest at each of its boots.
 func (v guestVolumes) bootCommands() []cloudinit.Command {
 	mounts := map[string]cloudinit.Command{}
 	for _, share := range v.shares {
 		at := path.Clean(share.mount.GetContainerPath())
-		mounts[at] = cloudinit.Command{"sh", "-c", mountShare, "ambipod-mount", share.tag, at, mountMode(share.mount.GetReadonly())}
+		mounts[at] = cloudinit.Command{"sh", "-c", mountShare, "ambipod-mount", share.tag, at, v.folders, mountMode(share.mount.GetReadonly()) + mountOptions[v.folders]}
 	}
 	for _, disk := range v.disks {
 		for _, at := range disk.mounts {
@@ -141,9 +156,38 @@ func shareSocket(files layout.VM, tag string) string { return filepath.Join(file
 func (v guestVolumes) libvirtShares(files layout.VM) []libvirttools.Share {
 	var shares []libvirttools.Share
 	for _, share := range v.shares {
+		if v.folders == folders9P {
+			shares = append(shares, libvirttools.Share{Tag: share.tag, Folder: filepath.Clean(share.mount.GetHostPath()), ReadOnly: share.mount.GetReadonly()})
+			continue
+		}
 		shares = append(shares, libvirttools.Share{Tag: share.tag, Socket: shareSocket(files, share.tag)})
 	}
 	return shares
+}
+
+// checkFolders: by 9p QEMU opens the folders itself; else they have servers.
+func (s *Server) checkFolders(ctx context.Context, found guestVolumes) error {
+	if found.folders != folders9P {
+		if len(found.shares) > 0 && s.Folders == folders9P {
+			return fmt.Errorf("annotation %sfolders: this node has no virtiofsd, let the pod have its folders by 9p, "+
+				"or install the package qemu-system-common or see vmruntime --virtiofsd: %w", annotations.Domain, errdefs.ErrFailedPrecondition)
+		}
+		return nil
+	}
+	for _, share := range found.shares {
+		if err := volumes.CheckReach(ctx, share.mount.GetHostPath(), s.QEMUUser.UID, s.QEMUUser.GID, share.mount.GetReadonly()); err != nil {
+			return fmt.Errorf("volume mounted at %s: %w", share.mount.GetContainerPath(), err)
+		}
+	}
+	return nil
+}
+
+// served are the folders that have servers.
+func (v guestVolumes) served() []guestShare {
+	if v.folders == folders9P {
+		return nil
+	}
+	return v.shares
 }
 
 // servings are the servers of a VM's folders that were started for it.

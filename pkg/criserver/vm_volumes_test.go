@@ -28,14 +28,14 @@ func TestVolumesTakeTheirWays(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	found, err := volumesOf(withMounts(
+	found, err := testServer().volumesOf(withMounts(
 		&runtimeapi.Mount{ContainerPath: "/b/data", HostPath: folder},
 		&runtimeapi.Mount{ContainerPath: terminationLog, HostPath: "/nonexistent"},
 		&runtimeapi.Mount{ContainerPath: "/secret", HostPath: secret},
 		&runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: file},
 		&runtimeapi.Mount{ContainerPath: "/a/data", HostPath: folder, Readonly: true},
 		&runtimeapi.Mount{ContainerPath: "/b", HostPath: folder},
-	), annotations.Settings{}, nil)
+	), annotations.Settings{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestVolumesTakeTheirWays(t *testing.T) {
 	}
 	// Folders of one name have different tags, and a volume comes before those in it.
 	mount := func(tag, dir, mode string) cloudinit.Command {
-		return cloudinit.Command{"sh", "-c", mountShare, "ambipod-mount", tag, dir, mode}
+		return cloudinit.Command{"sh", "-c", mountShare, "ambipod-mount", tag, dir, "virtiofs", mode}
 	}
 	want := []cloudinit.Command{mount("volume4", "/a/data", "ro"), mount("volume5", "/b", "rw"), mount("volume0", "/b/data", "rw")}
 	if diff := cmp.Diff(want, found.bootCommands()); diff != "" {
@@ -65,7 +65,7 @@ func TestVolumesTakeTheirWays(t *testing.T) {
 func TestConfigVolumesAreMountedOnDemand(t *testing.T) {
 	t.Parallel()
 	secret := kubeletVolume(t, map[string]string{"token": "secret"})
-	found, err := volumesOf(withMounts(&runtimeapi.Mount{ContainerPath: "/secret", HostPath: secret}), annotations.Settings{MountConfig: true}, nil)
+	found, err := testServer().volumesOf(withMounts(&runtimeapi.Mount{ContainerPath: "/secret", HostPath: secret}), annotations.Settings{MountConfig: true})
 	if err != nil || len(found.shares) != 1 || len(found.files) != 0 {
 		t.Errorf("got %+v, %v; want one folder", found, err)
 	}
@@ -107,7 +107,7 @@ func TestVolumesThatAVMCannotHave(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := volumesOf(test.config, annotations.Settings{}, nil)
+			_, err := testServer().volumesOf(test.config, annotations.Settings{})
 			if !test.class(err) {
 				t.Errorf("got %v", err)
 			}
@@ -146,5 +146,47 @@ func TestAllDisksFit(t *testing.T) {
 		if len(serials) != maxDisks {
 			t.Errorf("%d disks have %d serials", maxDisks, len(serials))
 		}
+	}
+}
+
+func TestFoldersBy9P(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	config := withMounts(&runtimeapi.Mount{ContainerPath: "/data", HostPath: folder + "/", Readonly: true})
+	for name, row := range map[string]struct{ node, wish, want string }{
+		"a node without virtiofsd":    {folders9P, "", folders9P},
+		"a pod that wants 9p":         {foldersVirtioFS, folders9P, folders9P},
+		"a pod that wants virtiofsd":  {folders9P, foldersVirtioFS, foldersVirtioFS},
+		"a pod that wants nothing":    {foldersVirtioFS, "", foldersVirtioFS},
+		"a pod that wants what it is": {foldersVirtioFS, foldersVirtioFS, foldersVirtioFS},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := testServer()
+			s.Folders, s.QEMUUser = row.node, User{os.Getuid(), os.Getgid()}
+			found, err := s.volumesOf(config, annotations.Settings{Folders: row.wish})
+			if err != nil || found.folders != row.want {
+				t.Fatalf("folders come by %s, %v; want %s", found.folders, err, row.want)
+			}
+			share := s.domain(sandbox{}, testVM(), vmPlan{volumes: found}).Shares[0]
+			served := found.served()
+			if by9P := row.want == folders9P; by9P != (share.Folder == folder) || by9P != (share.Socket == "") || by9P != share.ReadOnly || by9P != (len(served) == 0) {
+				t.Errorf("share %+v with the servers %v", share, served)
+			}
+			options := []string{"9p", "ro,trans=virtio,version=9p2000.L"}
+			if row.want != folders9P {
+				options = []string{"virtiofs", "ro"}
+			}
+			command := found.bootCommands()[0]
+			if diff := cmp.Diff(options, []string(command[len(command)-2:])); diff != "" {
+				t.Errorf("the guest mounts (-want +got):\n%s", diff)
+			}
+			if row.want == folders9P {
+				return // whether QEMU's user can use the folder takes root to ask
+			}
+			if err := s.checkFolders(t.Context(), found); (row.node == folders9P) != errdefs.IsFailedPrecondition(err) {
+				t.Errorf("the node's folders: %v", err)
+			}
+		})
 	}
 }

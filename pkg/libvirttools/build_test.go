@@ -102,6 +102,8 @@ func TestBuildXMLGolden(t *testing.T) {
 	}
 	oldUEFI := equippedDomain()
 	oldUEFI.Machine, oldUEFI.Firmware.SecureBoot = libvirttools.MachinePC, false
+	ninep := plainDomain()
+	ninep.Shares = []libvirttools.Share{{Tag: "volume0", Folder: "/srv/data"}, {Tag: "volume1", Folder: "/srv/read", ReadOnly: true}}
 	tuned := plainDomain()
 	tuned.Disks = append(
 		tuned.Disks,
@@ -112,7 +114,7 @@ func TestBuildXMLGolden(t *testing.T) {
 		libvirttools.Disk{Path: "/kubelet/e/disk.raw", Handed: "volume-e", Format: "raw", Serial: "e"},
 	)
 	for name, d := range map[string]libvirttools.Domain{
-		"described": described, "tuned": tuned, "equipped": equippedDomain(), "equipped-pc": oldUEFI,
+		"described": described, "tuned": tuned, "ninep": ninep, "equipped": equippedDomain(), "equipped-pc": oldUEFI,
 		"plain": plainDomain(), "rich": richDomain(), "maximum": maximum, "kvm": kvm,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -267,21 +269,24 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"lonely virtio disk": {func(d *domain) {
 			d.Disks = []libvirttools.Disk{{Path: "/x", Format: "raw", Bus: libvirttools.BusVirtio, Target: "vdj"}}
 		}, "target vdi, which no disk has"},
-		"33rd share":      {func(d *domain) { d.Shares = make([]libvirttools.Share, 33) }, "32 shared folders"},
-		"tag unsaid":      {func(d *domain) { d.Shares = []libvirttools.Share{{Socket: "/s"}} }, `tag ""`},
-		"tag with comma":  {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a,b", Socket: "/s"}} }, `tag "a,b"`},
-		"same tag twice":  {func(d *domain) { d.Shares = []libvirttools.Share{{"a", "/s"}, {"a", "/t"}} }, "two shared folders"},
-		"relative socket": {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a", Socket: "s"}} }, "shared folder"},
-		"unknown machine": {func(d *domain) { d.Machine = "microvm" }, `"microvm"`},
-		"secure pc":       {func(d *domain) { d.Firmware = libvirttools.Firmware{UEFI: true, SecureBoot: true} }, "q35"},
-		"UEFI unsaved":    {func(d *domain) { d.Firmware.UEFI = true }, "firmware variables"},
-		"relative TPM":    {func(d *domain) { d.TPMSocket = "tpm" }, "TPM socket"},
-		"unknown action":  {func(d *domain) { d.Watchdog = "explode" }, `"explode"`},
-		"serial, comma":   {func(d *domain) { d.Serial = "a,uuid=b" }, "serial number"},
-		"half a page":     {func(d *domain) { d.HugePageBytes = 3 << 20 }, "whole number of huge pages"},
-		"IDE on q35":      {func(d *domain) { d.Machine, d.Disks[0].Bus = libvirttools.MachineQ35, libvirttools.BusIDE }, "use sata"},
-		"7th SATA disk":   {func(d *domain) { d.Disks = many(7, libvirttools.BusSATA) }, "room for 6"},
-		"27th SCSI disk":  {func(d *domain) { d.Disks = many(27, libvirttools.BusSCSI) }, "room for 26"},
+		"33rd share":        {func(d *domain) { d.Shares = make([]libvirttools.Share, 33) }, "32 shared folders"},
+		"tag unsaid":        {func(d *domain) { d.Shares = []libvirttools.Share{{Socket: "/s"}} }, `tag ""`},
+		"tag with comma":    {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a,b", Socket: "/s"}} }, `tag "a,b"`},
+		"same tag twice":    {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a", Socket: "/s"}, {Tag: "a", Socket: "/t"}} }, "two shared folders"},
+		"relative socket":   {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a", Socket: "s"}} }, "shared folder"},
+		"unknown machine":   {func(d *domain) { d.Machine = "microvm" }, `"microvm"`},
+		"secure pc":         {func(d *domain) { d.Firmware = libvirttools.Firmware{UEFI: true, SecureBoot: true} }, "q35"},
+		"UEFI unsaved":      {func(d *domain) { d.Firmware.UEFI = true }, "firmware variables"},
+		"relative TPM":      {func(d *domain) { d.TPMSocket = "tpm" }, "TPM socket"},
+		"unknown action":    {func(d *domain) { d.Watchdog = "explode" }, `"explode"`},
+		"serial, comma":     {func(d *domain) { d.Serial = "a,uuid=b" }, "serial number"},
+		"half a page":       {func(d *domain) { d.HugePageBytes = 3 << 20 }, "whole number of huge pages"},
+		"IDE on q35":        {func(d *domain) { d.Machine, d.Disks[0].Bus = libvirttools.MachineQ35, libvirttools.BusIDE }, "use sata"},
+		"7th SATA disk":     {func(d *domain) { d.Disks = many(7, libvirttools.BusSATA) }, "room for 6"},
+		"server and folder": {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a", Socket: "/s", Folder: "/f"}} }, "choose one"},
+		"relative folder":   {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a", Folder: "f"}} }, "shared folder"},
+		"served, read-only": {func(d *domain) { d.Shares = []libvirttools.Share{{Tag: "a", Socket: "/s", ReadOnly: true}} }, "read-only"},
+		"27th SCSI disk":    {func(d *domain) { d.Disks = many(27, libvirttools.BusSCSI) }, "room for 26"},
 		"endless chain": {func(d *domain) {
 			for i, layer := 0, d.Disks[0].Backing; i < 10; i, layer = i+1, layer.Backing {
 				layer.Backing = &libvirttools.Disk{Path: "/img/" + string(rune('a'+i)), Format: "qcow2"}

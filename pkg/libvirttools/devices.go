@@ -135,12 +135,32 @@ func source(d Disk, label []libvirtxml.DomainDeviceSecLabel) *libvirtxml.DomainD
 }
 
 func share(s Share, n uint) libvirtxml.DomainFilesystem {
+	if s.Folder != "" {
+		return folder(s, n)
+	}
 	return libvirtxml.DomainFilesystem{
 		Driver:  &libvirtxml.DomainFilesystemDriver{Type: "virtiofs"},
 		Source:  &libvirtxml.DomainFilesystemSource{Mount: &libvirtxml.DomainFilesystemSourceMount{Socket: s.Socket}},
 		Target:  &libvirtxml.DomainFilesystemTarget{Dir: s.Tag},
 		Address: function(slotFirstShare, n),
 	}
+}
+
+// folder is served by QEMU. It is no privileged user, so it owns whatever the guest
+// makes, and what the guest wants to be owned otherwise is passed over.
+func folder(s Share, n uint) libvirtxml.DomainFilesystem {
+	out := libvirtxml.DomainFilesystem{
+		AccessMode: "squash",
+		MultiDevs:  "remap", // files of several file systems have numbers of their own
+		Driver:     &libvirtxml.DomainFilesystemDriver{Type: "path"},
+		Source:     &libvirtxml.DomainFilesystemSource{Mount: &libvirtxml.DomainFilesystemSourceMount{Dir: s.Folder}},
+		Target:     &libvirtxml.DomainFilesystemTarget{Dir: s.Tag},
+		Address:    function(slotFirstShare, n),
+	}
+	if s.ReadOnly {
+		out.ReadOnly = &libvirtxml.DomainFilesystemReadOnly{}
+	}
+	return out
 }
 
 func serial(c Console) libvirtxml.DomainSerial {

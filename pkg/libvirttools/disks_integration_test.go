@@ -140,6 +140,7 @@ func TestHandedDisk(t *testing.T) {
 		eventually(t, "the guest to boot from its disk", func() bool {
 			return strings.Count(g.console(t), bootsector.Ready) > before
 		})
+		confined(t, g)
 		wrote := strings.Count(g.console(t), "WROTE")
 		g.tell(t, bootsector.Write)
 		eventually(t, "the guest to write to its disk", func() bool { return strings.Count(g.console(t), "WROTE") > wrote })
@@ -159,6 +160,45 @@ func TestHandedDisk(t *testing.T) {
 		}
 		if err := os.Truncate(disk, bootsector.Size); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// confined checks that QEMU is not root and has its seccomp filter on.
+func confined(t *testing.T, g *guest) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.process(t).PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	status := string(text)
+	if !strings.Contains(status, "Seccomp:\t2\n") || !strings.Contains(status, "CapEff:\t0000000000000000\n") || strings.Contains(status, "Uid:\t0\t") {
+		t.Errorf("QEMU runs without a filter, with capabilities or as root:\n%s", status)
+	}
+}
+
+// TestFoldersBy9P: QEMU, as its own user, takes folders that it serves itself.
+func TestFoldersBy9P(t *testing.T) {
+	c, g := client(t), describeGuest(t)
+	for i, readOnly := range []bool{false, true} {
+		folder := filepath.Join(filepath.Dir(g.base), fmt.Sprintf("folder,%d", i))
+		if err := os.Mkdir(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		g.Shares = append(g.Shares, libvirttools.Share{Tag: fmt.Sprintf("volume%d", i), Folder: folder, ReadOnly: readOnly})
+	}
+	define(t, c, g)
+	g.boot(t, c)
+	line := strings.Join(arguments(t, g), "\n")
+	for i, share := range g.Shares {
+		var served string
+		for _, arg := range arguments(t, g) {
+			if strings.HasPrefix(arg, "local,") && strings.Contains(arg, strings.ReplaceAll(share.Folder, ",", ",,")) {
+				served = arg
+			}
+		}
+		if !strings.Contains(served, "security_model=none") || strings.Contains(served, "readonly") != share.ReadOnly {
+			t.Errorf("folder %d is served as %q in\n%s", i, served, line)
 		}
 	}
 }

@@ -135,6 +135,10 @@ type Disk struct {
 type Share struct {
 	Tag    string // by which the guest mounts it; unique, up to maxTagLength bytes
 	Socket string // where the folder's vhost-user server listens
+	// Folder, in place of Socket, is one that QEMU itself serves, as its own user, by the
+	// file system type 9p.
+	Folder   string
+	ReadOnly bool // a Folder
 }
 
 // Console is the first serial port of the guest.

@@ -158,11 +158,23 @@ func (d Domain) validateShares() error {
 			return invalid("two shared folders have the tag %s", share.Tag)
 		}
 		tags[share.Tag] = true
-		if err := validateSocket("shared folder", share.Socket); err != nil {
+		if err := share.validate(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (s Share) validate() error {
+	switch {
+	case s.Folder == "" && s.ReadOnly:
+		return invalid("what serves the shared folder %s has to see to it that it is read-only", s.Tag)
+	case s.Folder == "":
+		return validateSocket("shared folder", s.Socket)
+	case s.Socket != "":
+		return invalid("shared folder %s has a server and a path, choose one", s.Tag)
+	}
+	return validatePath("shared folder", s.Folder)
 }
 
 func validatePath(what, path string) error {

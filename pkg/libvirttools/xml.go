@@ -63,11 +63,12 @@ func BuildXML(d Domain) (string, error) {
 // costs nothing but is left out where nobody needs it. A memfd can have huge pages
 // without a hugetlbfs being mounted.
 func memoryBacking(d Domain) *libvirtxml.DomainMemoryBacking {
-	if len(d.Shares) == 0 && d.HugePageBytes == 0 {
+	served := slices.ContainsFunc(d.Shares, func(s Share) bool { return s.Folder == "" })
+	if !served && d.HugePageBytes == 0 {
 		return nil
 	}
 	out := &libvirtxml.DomainMemoryBacking{MemorySource: &libvirtxml.DomainMemorySource{Type: "memfd"}}
-	if len(d.Shares) > 0 {
+	if served {
 		out.MemoryAccess = &libvirtxml.DomainMemoryAccess{Mode: "shared"}
 	}
 	if d.HugePageBytes > 0 {
