@@ -37,6 +37,8 @@ packages_deploy=(prometheus systemd)
 packages_images_node=(mmdebstrap debian-archive-keyring gpgv jq)
 # What the recipe of the tests' Debian guest runs.
 packages_debian=(mmdebstrap debian-archive-keyring gpgv)
+# The bus by which kubelet is told, in tests, that the machine shuts down.
+packages_e2e=(dbus-daemon)
 packages_lint=(shellcheck gcc libc6-dev pkg-config libvirt-dev git)
 
 die() {
@@ -193,7 +195,8 @@ main() {
 		;;
 	test)
 		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_cluster[@]}" \
-			"${packages_debian[@]}" "${packages_disks[@]}" "${packages_images_node[@]}" "${packages_deploy[@]}" "${packages_lint[@]}"
+			"${packages_debian[@]}" "${packages_disks[@]}" "${packages_images_node[@]}" "${packages_deploy[@]}" \
+			"${packages_e2e[@]}" "${packages_lint[@]}"
 		node_packages
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}" gotestsum
 		step 'build the control plane' "$top/hack/build-tools.sh" "${cluster[@]}"

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ambipod/ambipod/tests/certificate"
+	"github.com/ambipod/ambipod/tests/logind"
 	"github.com/ambipod/ambipod/tests/node"
 )
 
@@ -25,8 +27,12 @@ const (
 // nodes are the package's nodes by name. Tests run one after another.
 var nodes = map[string]*node.Node{}
 
-// scraps are folders that nodes use.
-var scraps []string
+// tunedLogind is what the tuned node's kubelet takes for systemd's; tunedDir is a
+// folder for what that node uses.
+var (
+	tunedLogind *logind.Logind
+	tunedDir    string
+)
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -36,11 +42,9 @@ func TestMain(m *testing.M) {
 			code = 1
 		}
 	}
-	for _, dir := range scraps {
-		if err := os.RemoveAll(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
+	if err := cleanTuned(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -78,27 +82,41 @@ func criNode(t *testing.T) *node.Node {
 }
 
 // tunedNode is a complete node whose kubelet has statistics from the CRI alone,
-// rotates logs when they are small, and reaches VMs' streams by TLS.
+// rotates logs when they are small, reaches VMs' streams by TLS, and is told when the
+// machine shuts down.
 func tunedNode(t *testing.T) *node.Node {
 	t.Helper()
 	if n, ok := nodes["tuned"]; ok {
 		return n
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "ambipod-e2e") //nolint:usetesting // the node outlives the test
+	var err error
+	tunedDir, err = os.MkdirTemp("/var/tmp", "ambipod-e2e") //nolint:usetesting // the node outlives the test
 	must(t, err)
-	scraps = append(scraps, dir)
-	files, err := certificate.Write(dir)
+	files, err := certificate.Write(tunedDir)
+	must(t, err)
+	tunedLogind, err = logind.Start(deadline(t), tunedDir)
 	must(t, err)
 	config := nodeConfig(t, "tuned")
 	config.Args = map[string][]string{node.VMRuntime: {"--stream-tls-cert", files.Cert, "--stream-tls-key", files.Key}}
-	config.Env = map[string][]string{node.Kubelet: {"SSL_CERT_FILE=" + files.Cert}}
+	config.Env = map[string][]string{node.Kubelet: {"SSL_CERT_FILE=" + files.Cert, "DBUS_SYSTEM_BUS_ADDRESS=" + tunedLogind.Address()}}
 	config.Kubelet = map[string]any{
 		"featureGates":                map[string]bool{"PodAndContainerStatsFromCRI": true},
 		"containerLogMaxSize":         "32Ki",
 		"containerLogMaxFiles":        1000,
 		"containerLogMonitorInterval": "3s",
+		"shutdownGracePeriodByPodPriority": []map[string]int{
+			{"priority": 0, "shutdownGracePeriodSeconds": 60}, {"priority": 2_000_000_000, "shutdownGracePeriodSeconds": 60},
+		},
 	}
 	return startShared(t, "tuned", config)
+}
+
+func cleanTuned() error {
+	var err error
+	if tunedLogind != nil {
+		err = tunedLogind.Close()
+	}
+	return errors.Join(err, os.RemoveAll(tunedDir))
 }
 
 func sharedNode(t *testing.T, name string, without ...string) *node.Node {

@@ -412,6 +412,13 @@ func TestOddVMsSpoilNoList(t *testing.T) {
 	if _, err := c.ContainerStatus(deadline(t), &runtimeapi.ContainerStatusRequest{ContainerId: stuck.id, Verbose: true}); err != nil {
 		t.Error(err)
 	}
+	answer, err := c.PodSandboxStats(deadline(t), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: stuck.sandboxID})
+	must(t, err)
+	stats := answer.GetStats()
+	if linux := stats.GetLinux(); stats.GetAttributes().GetId() != stuck.sandboxID || len(linux.GetContainers()) != 1 ||
+		linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetWorkingSetBytes().GetValue() == 0 || linux.GetNetwork().GetDefaultInterface() == nil {
+		t.Errorf("the stuck VM's pod has the statistics %v", stats)
+	}
 }
 
 func oddMetrics(t *testing.T, c client, well, stuck *pod) {
