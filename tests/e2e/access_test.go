@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,7 @@ import (
 // TestAccess gets into one VM in all the ways that kubelet has.
 func TestAccess(t *testing.T) {
 	n := criNode(t)
+	useNetwork(t, n, fmt.Sprintf(accessNetwork, filepath.Join(n.Root(), "leases-access")))
 	p := dial(t, n).run(t, vmKind)
 	t.Run("without an agent", func(t *testing.T) { accessWithoutAgent(t, p) })
 	p.waitReady(t)
@@ -46,9 +48,11 @@ func TestAccess(t *testing.T) {
 	t.Run("client that leaves", func(t *testing.T) { accessLeft(t, p) })
 	t.Run("console", func(t *testing.T) { accessConsole(t, p) })
 	t.Run("console with a stuck client", func(t *testing.T) { accessStuck(t, p) })
+	t.Run("port of IPv6", func(t *testing.T) { accessIPv6(t, p) })
 	t.Run("vmruntime restarted", func(t *testing.T) { accessRestarted(t, p) })
 	t.Run("agent alone", func(t *testing.T) { accessPlain(t, p) })
 	p.removeAtEnd(t)
+	removeBridge(t, n, "e2e-access0")
 	t.Run("VM that is gone", func(t *testing.T) {
 		_, err := p.ExecSync(deadline(t), &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"true"}})
 		refusal{codes.NotFound, []string{strings.TrimPrefix(p.id, "vm.")}}.check(t, err)
@@ -282,6 +286,27 @@ func accessRestarted(t *testing.T, p *pod) {
 		}
 		return err
 	})
+}
+
+// accessNetwork gives pods an address of each family.
+const accessNetwork = `{"cniVersion": "1.0.0", "name": "e2e-access", "plugins": [{
+	"type": "bridge", "bridge": "e2e-access0", "isGateway": true,
+	"ipam": {"type": "host-local", "dataDir": "%s", "ranges": [[{"subnet": "172.30.6.0/24"}], [{"subnet": "fd00:e2e:6::/64"}]]}
+}]}`
+
+// accessIPv6 forwards a port to a service that listens on the pod's IPv6 address alone.
+func accessIPv6(t *testing.T, p *pod) {
+	answer, err := p.PodSandboxStatus(deadline(t), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandboxID})
+	must(t, err)
+	more := answer.GetStatus().GetNetwork().GetAdditionalIps()
+	if len(more) != 1 || net.ParseIP(more[0].GetIp()).To4() != nil {
+		t.Fatalf("the pod's second address is %v, want one of IPv6", more)
+	}
+	if served := p.sync(t, fmt.Sprintf(`setsid httpd -f -p '[%s]:81' -h /var/www </dev/null >/dev/null 2>&1 &
+		until wget -q -O /dev/null 'http://[%[1]s]:81/'; do usleep 50000; done`, more[0].GetIp())); served.GetExitCode() != 0 {
+		t.Fatalf("the guest does not serve: %v", served)
+	}
+	crictlForwards(t, p, "81")
 }
 
 // accessPlain has the guest refuse the helper: what the agent can do alone still works,

@@ -14,8 +14,11 @@ import (
 	"github.com/ambipod/ambipod/tests/node"
 )
 
-// detachKey is Ctrl-].
-const detachKey = "\x1d"
+// Keys: Ctrl-] detaches, Ctrl-U takes back what was typed on a line.
+const (
+	detachKey = "\x1d"
+	killLine  = "\x15"
+)
 
 // terminal is somebody who is attached to a serial console.
 type terminal struct {
@@ -94,7 +97,7 @@ func accessConsole(t *testing.T, p *pod) {
 // is too slow to fill all buffers on the way; pkg/console's tests have none.
 func accessStuck(t *testing.T, p *pod) {
 	stuck, well := p.attach(t), p.attach(t)
-	stuck.typeIn("\r")
+	stuck.typeIn(killLine + "\r")
 	stuck.see(t, "login:")
 	well.typeIn("\r")
 	well.see(t, "login:")

@@ -118,7 +118,7 @@ func crictlSees(t *testing.T, p *pod) {
 	})
 	t.Run("stats", func(t *testing.T) { crictlStats(t, p) })
 	t.Run("exec", func(t *testing.T) { crictlExecs(t, p) })
-	t.Run("port-forward", func(t *testing.T) { crictlForwards(t, p) })
+	t.Run("port-forward", func(t *testing.T) { crictlForwards(t, p, "80") })
 }
 
 // inspect reads what a verb of crictl prints about one object, in JSON.
@@ -257,10 +257,10 @@ func crictlExecs(t *testing.T, p *pod) {
 	}
 }
 
-// crictlForwards fetches the pod's page through kubelet's way of port-forward.
-func crictlForwards(t *testing.T, p *pod) {
+// crictlForwards fetches the pod's page at a port through kubelet's way of port-forward.
+func crictlForwards(t *testing.T, p *pod, port string) {
 	ctx, cancel := context.WithCancel(deadline(t))
-	cmd := exec.CommandContext(ctx, p.n.Crictl(), "port-forward", p.sandboxID, "0:80")
+	cmd := exec.CommandContext(ctx, p.n.Crictl(), "port-forward", p.sandboxID, "0:"+port)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -41,6 +41,15 @@ func useNetwork(t *testing.T, n *node.Node, conflist string) {
 	t.Cleanup(func() { must(t, undo()) })
 }
 
+// removeBridge removes what the CNI plugin keeps for later pods.
+func removeBridge(t *testing.T, n *node.Node, name string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "nsenter", "--net="+n.Namespace(), "ip", "link", "delete", name).CombinedOutput()
+	if err != nil {
+		t.Errorf("remove the test's bridge: %v: %s", err, out)
+	}
+}
+
 const (
 	debianKey      = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJw3aB0gYd4ZCDl0rDgT2aVHTKyMdJ6ecGCkZJ5kq4m9 annotation@test"
 	debianUserData = `#cloud-config
@@ -78,11 +87,7 @@ func TestDebian(t *testing.T) {
 	for _, guest := range guests {
 		guest.removeAtEnd(t)
 	}
-	// The plugin keeps its bridge for later pods.
-	out, err := exec.CommandContext(t.Context(), "nsenter", "--net="+n.Namespace(), "ip", "link", "delete", "e2e-dual0").CombinedOutput()
-	if err != nil {
-		t.Errorf("remove the test's bridge: %v: %s", err, out)
-	}
+	removeBridge(t, n, "e2e-dual0")
 	nothingLeft(t, n)
 }
 

@@ -51,6 +51,7 @@ func TestVMCtl(t *testing.T) {
 	t.Run("status pages", v.statusPages)
 	t.Run("list", v.list)
 	t.Run("names", v.names)
+	t.Run("kubectl vm", v.plugin)
 	t.Run("version", v.version)
 	t.Run("completion", v.completion)
 	t.Run("exec", v.exec)
@@ -60,6 +61,7 @@ func TestVMCtl(t *testing.T) {
 	t.Run("screenshot", v.screenshot)
 	t.Run("vnc", v.vnc)
 	t.Run("images", v.images)
+	t.Run("images behind a password", v.secretImages)
 	t.Run("inspect", v.inspect)
 	t.Run("diagnose", v.diagnose)
 	p.removeAtEnd(t)
@@ -153,8 +155,16 @@ func (v vmctl) statusPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	answer, err := v.ListImages(deadline(t), &runtimeapi.ListImagesRequest{})
+	must(t, err)
+	images := 0 // of VMs: other tests may have left some
+	for _, image := range answer.GetImages() {
+		if strings.HasPrefix(image.GetId(), "vm.") {
+			images++
+		}
+	}
 	for _, want := range []string{
-		`ambipod_vms{state="running"} 1`, `ambipod_libvirt_connected 1`, `ambipod_images 1`, `ambipod_dhcp_servers 1`,
+		`ambipod_vms{state="running"} 1`, `ambipod_libvirt_connected 1`, fmt.Sprintf("ambipod_images %d\n", images), `ambipod_dhcp_servers 1`,
 		`ambipod_calls_total{code="OK",method="StartContainer"} `, `ambipod_call_seconds_count{method="RunPodSandbox"} `,
 		`ambipod_exec_sessions 1`, `ambipod_dhcp_messages_total{outcome="answered"} `, `ambipod_image_pulls_total{result="pulled"} `,
 		`go_goroutines `, `process_open_fds `, `ambipod_build_info{version=`,
@@ -557,20 +567,87 @@ func (v vmctl) slowSite(t *testing.T) (name string, release func()) {
 	wait := make(chan struct{})
 	release = sync.OnceFunc(func() { close(wait) })
 	t.Cleanup(release)
-	listener := listenInNode(t, v.n)
-	site := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	site := serveInNode(t, v.n, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
 		half := len(content) / 2
 		_, _ = w.Write(content[:half])
 		_ = http.NewResponseController(w).Flush()
 		<-wait
 		_, _ = w.Write(content[half:])
-	})}
+	})
+	t.Cleanup(release)
+	return "vm.ambipod.io/http/" + site + "/slow.qcow2:latest", release
+}
+
+// serveInNode serves on the node's loopback while the test runs, and returns where.
+func serveInNode(t *testing.T, n *node.Node, handler http.HandlerFunc) string {
+	t.Helper()
+	listener := listenInNode(t, n)
+	site := &http.Server{ReadHeaderTimeout: time.Minute, Handler: handler}
 	served := make(chan struct{})
 	go func() { defer close(served); _ = site.Serve(listener) }()
-	t.Cleanup(func() { release(); site.Close(); <-served })
-	port := listener.Addr().(*net.TCPAddr).Port
-	return fmt.Sprintf("vm.ambipod.io/http/127.0.0.1:%d/slow.qcow2:latest", port), release
+	t.Cleanup(func() { site.Close(); <-served })
+	return listener.Addr().String()
+}
+
+// plugin is kubectl's own way to vmctl: it looks for kubectl-vm.
+func (v vmctl) plugin(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.Symlink(filepath.Join(v.n.Checkout(), "_build", "bin", "vmctl"), filepath.Join(dir, "kubectl-vm")))
+	kubectl := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(deadline(t), filepath.Join(v.n.Checkout(), "_tools", "bin", "kubectl"), append([]string{"vm"}, args...)...)
+		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"),
+			"AMBIPOD_RUN_DIR="+filepath.Dir(v.n.VMRuntimeSocket()), "AMBIPOD_STATE_DIR="+v.n.VMStateDir())
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := kubectl("list", "-o", "name"); err != nil || out != v.name()+"\n" {
+		t.Errorf("kubectl vm list: %q %v", out, err)
+	}
+	if out, err := kubectl("console", "--help"); err != nil || !strings.Contains(out, "kubectl vm console") {
+		t.Errorf("kubectl vm console --help: %q %v", out, err)
+	}
+}
+
+// secretImages pulls an image that takes a password.
+func (v vmctl) secretImages(t *testing.T) {
+	disk, err := os.ReadFile(filepath.Join(v.n.SiteDir(), "tiny.qcow2"))
+	must(t, err)
+	disk = append(disk, make([]byte, 1024)...) // other content than other images
+	site := serveInNode(t, v.n, func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "me" || password != planted {
+			w.Header().Set("WWW-Authenticate", "Basic")
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		http.ServeContent(w, r, "disk.img", time.Unix(0, 0), bytes.NewReader(disk))
+	})
+	name := "vm.ambipod.io/http/" + site + "/disk.img:latest"
+	pull := func(password string, args ...string) result {
+		t.Helper()
+		cmd := v.command(deadline(t), append([]string{"images", "pull", name}, args...)...)
+		var out, complaints bytes.Buffer
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(password), &out, &complaints
+		if err := cmd.Run(); cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		r := result{cmd.ProcessState.ExitCode(), out.String(), complaints.String()}
+		if strings.Contains(r.out+r.err, planted) {
+			t.Errorf("the password is shown: %+v", r)
+		}
+		return r
+	}
+	if r := pull(""); r.code != 1 || !strings.Contains(r.err, name) || !strings.Contains(r.err, "401") {
+		t.Errorf("without a password: %+v", r)
+	}
+	if r := pull("wrong\n", "--user", "me"); r.code != 1 || !strings.Contains(r.err, "401") {
+		t.Errorf("with a wrong password: %+v", r)
+	}
+	r := pull(planted+"\n", "--user", "me")
+	if r.code != 0 || !strings.Contains(v.run(t, "images", "-o", "json"), strings.TrimSpace(r.out)) {
+		t.Errorf("with the password: %+v", r)
+	}
+	v.run(t, "images", "rm", name)
 }
 
 func (v vmctl) inspect(t *testing.T) {
