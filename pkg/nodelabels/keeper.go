@@ -12,6 +12,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
+// callTimeout bounds the calls of Kubernetes' API in one look.
+const callTimeout = 10 * time.Second
+
 // farewellTimeout bounds the last change, made when the Keeper is told to end.
 const farewellTimeout = 10 * time.Second
 
@@ -58,9 +61,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 // look makes the labels true once; the error says why the node has none, or why
 // nobody knows.
 func (k *Keeper) look(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, max(k.Every, time.Second))
-	defer cancel()
-	accel, problem := k.Accel(ctx)
+	accel, problem := k.ask(ctx)
 	now := time.Now()
 	switch {
 	case problem == nil:
@@ -68,6 +69,8 @@ func (k *Keeper) look(ctx context.Context) error {
 	case now.Sub(k.ready) > k.Patience:
 		k.accel = ""
 	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	node, err := k.Nodes.Get(ctx, k.Node)
 	if err != nil {
 		return fmt.Errorf("read node %s: %w", k.Node, err)
@@ -80,6 +83,14 @@ func (k *Keeper) look(ctx context.Context) error {
 			k.Node, Handler, errdefs.ErrFailedPrecondition))
 	}
 	return errors.Join(k.label(ctx, node, want), problem)
+}
+
+// ask calls Accel in a time of its own: a vmruntime that hangs must not take the time
+// in which its node loses the labels.
+func (k *Keeper) ask(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(k.Every, time.Second))
+	defer cancel()
+	return k.Accel(ctx)
 }
 
 func (k *Keeper) label(ctx context.Context, node *corev1.Node, want map[string]string) error {

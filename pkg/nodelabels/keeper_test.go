@@ -8,6 +8,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,7 +54,10 @@ type oneNode struct {
 	node *corev1.Node
 }
 
-func (o oneNode) Get(_ context.Context, name string) (*corev1.Node, error) {
+func (o oneNode) Get(ctx context.Context, name string) (*corev1.Node, error) {
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	if name != o.node.Name {
 		return nil, apierrors.NewNotFound(corev1.Resource("nodes"), name)
 	}
@@ -62,7 +66,10 @@ func (o oneNode) Get(_ context.Context, name string) (*corev1.Node, error) {
 	return o.node.DeepCopy(), nil
 }
 
-func (o oneNode) Merge(_ context.Context, _ string, patch []byte) error {
+func (o oneNode) Merge(ctx context.Context, _ string, patch []byte) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	var change struct {
 		Metadata struct {
 			Labels map[string]*string `json:"labels"`
@@ -170,6 +177,34 @@ func TestLabelsFollowTheRuntime(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.expect(t, none)
+	})
+}
+
+// A vmruntime that hangs uses up the time that it is given, not that of the API.
+func TestLabelsGoWhileTheRuntimeHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench("vm")
+		answers := b.keeper.Accel
+		hung := atomic.Bool{}
+		b.keeper.Accel = func(ctx context.Context) (string, error) {
+			if hung.Load() {
+				<-ctx.Done()
+				return "", ctx.Err()
+			}
+			return answers(ctx)
+		}
+		err := b.run(t, func() {
+			b.expect(t, emulating)
+			hung.Store(true)
+			time.Sleep(33 * time.Second)
+			b.expect(t, none)
+			hung.Store(false)
+			time.Sleep(3 * time.Second)
+			b.expect(t, emulating)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	})
 }
 
