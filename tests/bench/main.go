@@ -50,6 +50,8 @@ func parts() []part {
 		{"pulls", measurePulls},
 		{"images", measureImages},
 		{"unpackers", measureUnpackers},
+		{"network", measureNetwork},
+		{"memory", measureVMMemory},
 	}
 }
 

@@ -54,6 +54,29 @@ func (l limit) check(r row, value float64, format string) row {
 	return r
 }
 
+// floor is the smallest value that meets a target.
+type floor float64
+
+func (f floor) check(r row, value float64, format string) row {
+	met := value >= float64(f)
+	r.Value, r.Met, r.Target = value, &met, "≥ "+fmt.Sprintf(format, float64(f))
+	return r
+}
+
+// rateRow reports how fast ours is beside base, where each sample is that much work.
+func rateRow(what string, p pair, work float64, unit string, least floor) row {
+	c := p.at(0.5)
+	const second = 1000 // ms
+	r := row{
+		What: what, Samples: c.Samples,
+		Base:   fmt.Sprintf("%.0f %s", work*second/c.Base, unit),
+		Ours:   fmt.Sprintf("%.0f %s", work*second/c.Ours, unit),
+		Ratio:  fmt.Sprintf("%.2f×", 1/c.Ratio),
+		Spread: fmt.Sprintf("%.2f–%.2f×", 1/c.High, 1/c.Low),
+	}
+	return least.check(r, 1/c.Ratio, "%.2f×")
+}
+
 // ratioRow reports a comparison as a ratio.
 func ratioRow(what string, c comparison, most limit) row {
 	r := row{
@@ -88,7 +111,7 @@ func (s section) markdown() string {
 		return []string{base, ours, hop}
 	}
 	b.WriteString("### " + s.Title + "\n\n")
-	head := slices.Concat([]string{"what"}, columns(s.Base, s.Ours, s.Hop), []string{"compared", "spread", "at most", "met", "samples"})
+	head := slices.Concat([]string{"what"}, columns(s.Base, s.Ours, s.Hop), []string{"compared", "spread", "target", "met", "samples"})
 	line(head...)
 	b.WriteString(strings.Repeat("|---", len(head)) + "|\n")
 	for _, r := range s.Rows {

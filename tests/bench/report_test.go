@@ -19,17 +19,22 @@ func TestTableSaysWhetherTargetsAreMet(t *testing.T) {
 		differenceRow("start", pair{
 			base: []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 300 * time.Millisecond},
 			ours: []time.Duration{350 * time.Millisecond, 450 * time.Millisecond, 550 * time.Millisecond},
-		}),
+		}, 300),
+		rateRow("rate", pair{
+			base: []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 300 * time.Millisecond},
+			ours: []time.Duration{125 * time.Millisecond, 250 * time.Millisecond, 300 * time.Millisecond},
+		}, 50, "MB/s", 0.95),
 	}}
 	want := `### Title
 
-| what | direct | criproxy | compared | spread | at most | met | samples |
+| what | direct | criproxy | compared | spread | target | met | samples |
 |---|---|---|---|---|---|---|---|
 | slow | 10.0 ms | 13.0 ms | 1.30× | 1.10–1.45× | ≤ 1.20× | **no** | 7 |
 | fast | 0.100 ms | 0.150 ms | 1.50× | 1.50–1.50× | ≤ 2.00× | yes | 9 |
 | without | 100 ms | 1234 ms | 12.34× | 1.00–20.00× |  |  | 1 |
 | memory |  | 31.0 MB |  |  | ≤ 30 MB | **no** | 1 |
 | start | 200 ms | 450 ms | +250 ms | +250 … +250 ms | ≤ +300 ms | yes | 3 |
+| rate | 250 MB/s | 200 MB/s | 0.80× | 0.80–1.00× | ≥ 0.95× | **no** | 3 |
 
 `
 	if diff := cmp.Diff(want, s.markdown()); diff != "" {
@@ -50,7 +55,7 @@ func TestShortOperationsAreShownBesideTheHop(t *testing.T) {
 	}}
 	want := `### Title
 
-| what | direct | criproxy | bytes | compared | spread | at most | met | samples |
+| what | direct | criproxy | bytes | compared | spread | target | met | samples |
 |---|---|---|---|---|---|---|---|---|
 | long | 100 ms | 104 ms | 101 ms, 1.01× | 1.04× | 1.04–1.04× | ≤ 1.05× | yes | 1 |
 | too long | 100 ms | 106 ms | 101 ms, 1.01× | 1.06× | 1.06–1.06× | ≤ 1.05× | **no** | 1 |

@@ -139,6 +139,9 @@ func (n *Node) CRISocket() string {
 	return n.ContainerdSocket()
 }
 
+// Bridge is the name, in the node's network namespace, of the bridge that pods are on.
+func (n *Node) Bridge() string { return n.net.bridge() }
+
 // Namespace is the path of the node's network namespace.
 func (n *Node) Namespace() string { return namespacePath(n.id) }
 
