@@ -47,6 +47,10 @@ faults: ## kill, freeze and mislead every part of a node at every moment (15 min
 	@hack/setup.sh test
 	@hack/test.sh faults
 
+soak: ## 500 lives of VM pods with random faults (20 min); SOAK_LIFECYCLES, SOAK_SEED
+	@hack/setup.sh test
+	@hack/test.sh soak
+
 conformance: ## compare critest against containerd with critest through criproxy
 	@hack/setup.sh test
 	@hack/build-tools.sh critest

@@ -8,7 +8,9 @@
 #                the environment's E2E_RUN chooses tests by a regular expression
 #   faults       files with the build tag faults: every daemon killed, frozen and
 #                misled, as root
-#   faults-brief a part of it that takes two minutes
+#   faults-brief a part of it that takes three minutes
+#   soak         SOAK_LIFECYCLES lives of VM pods, 500 unless set, with random faults
+#                that SOAK_SEED chooses
 set -euo pipefail
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -78,6 +80,11 @@ for ring; do
 		;;
 	faults)
 		tagged_ring faults
+		;;
+	soak)
+		export SOAK_LIFECYCLES=${SOAK_LIFECYCLES:-500} SOAK_SEED=${SOAK_SEED:-$RANDOM$RANDOM}
+		printf '    %d lifecycles, SOAK_SEED=%s\n' "$SOAK_LIFECYCLES" "$SOAK_SEED"
+		tagged_ring faults TestSoak
 		;;
 	faults-brief)
 		tagged_ring faults '' -short

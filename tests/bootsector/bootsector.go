@@ -31,6 +31,7 @@ const (
 	Panic       = "k" // by the ISA panic device
 	Write       = "w" // to the second sector; answers "WROTE"
 	Halt        = "h" // deaf to everything
+	Flood       = "f" // "FLOOD FLOOD …" without end
 )
 
 //go:embed guest.S

@@ -4,6 +4,7 @@
 #   k  tell the panic device of a kernel panic
 #   w  write a copy of this sector to the boot disk's second sector
 #   h  halt for ever with interrupts off
+#   f  write on the serial port without end
 # Every other character is echoed. The ACPI power button powers it off, too.
 	.code16
 	.globl _start
@@ -45,6 +46,8 @@ input:	movw $0x3fd, %dx		# line status of COM1
 	je write
 	cmpb $'h', %al
 	je halt
+	cmpb $'f', %al
+	je flood
 	call putc
 	jmp input
 
@@ -56,6 +59,10 @@ off:	movw $0x604, %dx		# PM1a control
 halt:	cli
 	hlt
 	jmp halt
+
+flood:	movw $wave, %si
+	call print
+	jmp flood
 
 reset:	movw $0xcf9, %dx
 	movb $6, %al
@@ -103,6 +110,7 @@ putc:	pushw %ax
 ready:	.asciz "READY\r\n"
 pressed: .asciz "BUTTON\r\n"
 wrote:	.asciz "WROTE\r\n"
+wave:	.asciz "FLOOD FLOOD FLOOD FLOOD FLOOD FLOOD\r\n"
 broken:	.asciz "WRITE ERROR\r\n"
 drive:	.byte 0
 none:	.word 0				# an empty interrupt table

@@ -3,7 +3,7 @@
 //
 // Nouns. A row is one line of the table: a component, a moment, a fault. The rig is
 // the node on which all rows run one after another: libvirtd, vmruntime built with
-// fail points, criproxy, containerd, later kubelet. The witnesses are a VM pod and a
+// fail points, criproxy, containerd. The witnesses are a VM pod and a
 // container pod that no row touches: they must go on running through all of them.
 // Foreign are domains, a network and files of libvirt's that are not Ambipod's.
 //

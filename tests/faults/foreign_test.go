@@ -113,6 +113,19 @@ func (f *foreign) check(ctx context.Context) error {
 	return nil
 }
 
+// restart starts the foreign domain after a reboot, as its owner would.
+func (f *foreign) restart(ctx context.Context) error {
+	if _, err := f.virsh(ctx, "start", "--paused", foreignRunning); err != nil {
+		return err
+	}
+	found, err := f.n.ProcessesNaming("guest=" + foreignRunning)
+	if err != nil || len(found) != 1 {
+		return fmt.Errorf("%d processes of the foreign domain: %w", len(found), err)
+	}
+	f.qemu = found[0]
+	return f.remember(ctx)
+}
+
 func (f *foreign) remove(ctx context.Context) error {
 	if _, err := f.virsh(ctx, "destroy", foreignRunning); err != nil {
 		return err

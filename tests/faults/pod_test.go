@@ -287,14 +287,22 @@ func repeat(ctx context.Context, what string, step func(context.Context) error) 
 
 // run makes the pod run and returns its container.
 func (p *pod) run(ctx context.Context) (*runtimeapi.Container, error) {
-	if err := repeat(ctx, "pod that should run", p.sync); err != nil {
-		return nil, err
-	}
-	list, err := p.containers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return list[0], nil
+	var newest *runtimeapi.Container
+	err := repeat(ctx, "pod that should run", func(ctx context.Context) error {
+		if err := p.sync(ctx); err != nil {
+			return err
+		}
+		list, err := p.containers(ctx)
+		if err == nil && len(list) == 0 {
+			err = errors.New("its container is not listed")
+		}
+		if err != nil {
+			return err
+		}
+		newest = list[0]
+		return nil
+	})
+	return newest, err
 }
 
 // remove makes the pod go.
@@ -308,6 +316,20 @@ func (p *pod) status(ctx context.Context, id string) (*runtimeapi.ContainerStatu
 	defer cancel()
 	answer, err := p.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
 	return answer.GetStatus(), err
+}
+
+// waitExited returns the status when the container has ended.
+func (p *pod) waitExited(ctx context.Context, id string) (status *runtimeapi.ContainerStatus, err error) {
+	err = node.Until(ctx, "the container has exited", func(ctx context.Context) error {
+		if status, err = p.status(ctx, id); err != nil {
+			return err
+		}
+		if status.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
+			return fmt.Errorf("it is %s", status.GetState())
+		}
+		return nil
+	})
+	return status, err
 }
 
 // vmID is vmruntime's own ID of what criproxy shows with a prefix.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -28,6 +29,7 @@ import (
 const (
 	// rowTime bounds one row; on a busy machine most take a few seconds.
 	rowTime  = time.Minute
+	upTime   = 5 * time.Minute
 	downTime = 2 * time.Minute
 
 	stateBytes = 512 << 20
@@ -82,7 +84,8 @@ func theRig(t *testing.T) *rig {
 	if shared != nil {
 		return shared
 	}
-	ctx := deadline(t)
+	ctx, cancel := context.WithTimeout(t.Context(), upTime)
+	defer cancel()
 	top, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
@@ -157,6 +160,20 @@ func (r *rig) startWitnesses(ctx context.Context) (err error) {
 	}
 	r.vm.qemu = found[0]
 	return nil
+}
+
+// dismissWitnesses is for rows that no pod outlives.
+func (r *rig) dismissWitnesses(t *testing.T) {
+	t.Helper()
+	for _, w := range []*witness{r.cont, r.vm} {
+		if w == nil {
+			continue
+		}
+		if err := w.remove(deadline(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.cont, r.vm = nil, nil
 }
 
 func (r *rig) startWitness(ctx context.Context, k kind) (*witness, error) {
@@ -267,17 +284,50 @@ func (r *rig) snapshot(ctx context.Context) ([]string, error) {
 			return nil, err
 		}
 	}
+	processes, err := r.n.ProcessesNaming("")
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range processes {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID))
+		command := strings.ReplaceAll(string(line), "\x00", " ")
+		// What each libvirtd is started by stays as the parent of its QEMUs.
+		// Foreign QEMU is looked at by itself.
+		if err == nil && !r.isDaemon(p) && !strings.Contains(command, "sleep infinity ") && p != r.foreignQEMU() {
+			lines = append(lines, fmt.Sprintf("process of the node: %d %s", p.PID, command))
+		}
+	}
 	slices.Sort(lines)
 	return slices.Compact(lines), nil
 }
 
-// passing tells files that come and go whatever the rows do: rotated logs, and the
-// sockets and PID files of daemons that may be down.
+func (r *rig) foreignQEMU() process.Process {
+	if r.foreign == nil {
+		return process.Process{}
+	}
+	return r.foreign.qemu
+}
+
+func (r *rig) isDaemon(p process.Process) bool {
+	return slices.ContainsFunc([]string{
+		node.Registry, node.ImageSite, node.Containerd, node.Virtlogd, node.Libvirtd, node.VMRuntime, node.CRIProxy,
+	}, func(daemon string) bool { return r.n.Process(daemon) == p })
+}
+
+// passing tells files that come and go whatever the rows do: rotated logs, the sockets
+// and PID files of daemons that may be down, and what libvirtd itself leaves for ever
+// when it is killed while it starts a domain.
 func passing(path string) bool {
 	name := filepath.Base(path)
-	return strings.HasPrefix(name, "console.log.") || strings.HasSuffix(name, "sock") || strings.HasSuffix(name, "sock-ro") ||
+	return killedLibvirtd.MatchString(path) ||
+		strings.HasPrefix(name, "console.log.") || strings.HasSuffix(name, "sock") || strings.HasSuffix(name, "sock-ro") ||
 		strings.HasSuffix(name, "sock-admin") || strings.HasSuffix(name, ".pid") && strings.HasPrefix(name, "libvirtd")
 }
+
+// killedLibvirtd are the folder of a domain that libvirtd had not yet written down as
+// started, or had forgotten, and what it notes in /run about a domain while it runs.
+// Whether libvirtd still knows the domain is looked at by its list.
+var killedLibvirtd = regexp.MustCompile(`/libvirt/(lib/qemu/(channel/target/)?domain-\d+-ambipod-|run/qemu/ambipod-[^/]*\.(xml\.new|xml|pid)$)`)
 
 // difference tells what is in one of two snapshots alone.
 func difference(before, after []string) error {
@@ -301,7 +351,7 @@ func difference(before, after []string) error {
 // invariants are what must hold after each row.
 func (r *rig) invariants(ctx context.Context, before []string) error {
 	err := node.Until(ctx, "nothing is left of the row", func(ctx context.Context) error {
-		after, err := r.snapshot(ctx)
+		after, err := r.snapshot(context.WithoutCancel(ctx)) // the last look, too, ends with what is left
 		if err != nil {
 			return err
 		}
@@ -366,4 +416,15 @@ func (r *rig) takeDown(failed bool) (err error) {
 		err = errors.Join(err, fmt.Errorf("left of the node: %s", strings.Join(remains, "; ")))
 	}
 	return errors.Join(err, remainsErr)
+}
+
+// stateOf is the letter of a process's state, T for one that was stopped.
+func stateOf(pid int) (string, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	_, rest, _ := strings.Cut(string(data), ") ")
+	letter, _, _ := strings.Cut(rest, " ")
+	return letter, nil
 }

@@ -154,6 +154,9 @@ func (n *Node) VMCtl() string { return n.path(dirPrograms, "vmctl") }
 // VMRuntimeStatus is the socket of vmruntime's status pages.
 func (n *Node) VMRuntimeStatus() string { return n.path(dirRun, "vm", "vmruntime-status.sock") }
 
+// CRIProxyStatus is the socket of criproxy's status pages.
+func (n *Node) CRIProxyStatus() string { return n.path(dirRun, "criproxy-status.sock") }
+
 // CRIProxyConfig is criproxy's configuration file.
 func (n *Node) CRIProxyConfig() string { return n.path(dirEtc, "criproxy.yaml") }
 

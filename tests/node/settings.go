@@ -365,9 +365,10 @@ func (n *Node) kubeletYAML() ([]byte, error) {
 
 // proxyConfig is criproxy's configuration file.
 type proxyConfig struct {
-	Listen   string         `json:"listen"`
-	StateDir string         `json:"stateDir"`
-	Backends []proxyBackend `json:"backends"`
+	Listen         string         `json:"listen"`
+	StateDir       string         `json:"stateDir"`
+	MetricsAddress string         `json:"metricsAddress"`
+	Backends       []proxyBackend `json:"backends"`
 }
 
 type proxyBackend struct {
@@ -387,7 +388,9 @@ type proxyAnnotation struct {
 
 // proxySettings are criproxy's defaults on this node's sockets.
 func (n *Node) proxySettings() proxyConfig {
-	settings := proxyConfig{Listen: n.CRIProxySocket(), StateDir: n.path(dirRun, "criproxy")}
+	settings := proxyConfig{
+		Listen: n.CRIProxySocket(), StateDir: n.path(dirRun, "criproxy"), MetricsAddress: "unix:" + n.CRIProxyStatus(),
+	}
 	for _, b := range proxy.DefaultConfig().Backends {
 		backend := proxyBackend{
 			Name: b.Name, Socket: n.VMRuntimeSocket(), Default: b.Default, IDPrefix: b.IDPrefix,
