@@ -43,7 +43,7 @@ func runAll(m *testing.M) int {
 		code = m.Run()
 	}
 	if shared != nil {
-		err = errors.Join(err, takeDown(shared.Node(), code != 0)) //nolint:contextcheck // the tests' own may be over
+		err = errors.Join(err, takeDown(shared.Node(), code != 0))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
