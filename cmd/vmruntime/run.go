@@ -80,7 +80,7 @@ func run(ctx context.Context, s settings, logger *slog.Logger) (err error) {
 	}
 	closers.add(images.Close)
 	networks, err := network.New(network.Options{
-		ConfDir: s.cniConfDir, BinDirs: s.cniBinDirs, CacheDir: s.layout.CNICache(), NetNSDir: s.layout.NetNS(), HostRoot: s.cniRoot, Logger: logger,
+		ConfDir: s.cniConfDir, BinDirs: s.cniBinDirs, CacheDir: s.layout.CNICache(), NetNSDir: s.layout.NetNS(), HostRoot: s.cniRoot, Exclusive: s.cniExclusive, Logger: logger,
 	})
 	if err != nil {
 		return err

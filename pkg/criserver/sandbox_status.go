@@ -12,8 +12,9 @@ import (
 	"github.com/ambipod/ambipod/pkg/network"
 )
 
-// PodSandboxStatus tells what is known of a sandbox, with its VM's status.
-func (s *Server) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+// PodSandboxStatus tells what is known of a sandbox, with its VM's status. Whoever asks
+// for all there is, as people do, is also told what the CNI plugins' verb CHECK says.
+func (s *Server) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	box, err := s.findSandbox(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -32,12 +33,25 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxS
 		Timestamp:          time.Now().UnixNano(),
 	}
 	if req.GetVerbose() {
-		response.Info, err = infoMap(map[string]any{"network": result, "state": box.State, "config": box.config})
+		response.Info, err = infoMap(map[string]any{
+			"network": result, "networkCheck": s.networkCheck(ctx, box), "state": box.State, "config": box.config,
+		})
 		if err != nil {
 			return nil, err
 		}
 	}
 	return response, nil
+}
+
+// networkCheck is "passed", or what is wrong with a sandbox's network.
+func (s *Server) networkCheck(ctx context.Context, box sandbox) string {
+	if box.State != metadata.SandboxReady {
+		return "the sandbox has no network any more"
+	}
+	if err := s.Network.Check(ctx, box.ID); err != nil {
+		return err.Error()
+	}
+	return "passed"
 }
 
 func sandboxStatus(box sandbox, result *network.Result) *runtimeapi.PodSandboxStatus {

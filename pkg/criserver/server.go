@@ -24,6 +24,7 @@ type Network interface {
 	Status(ctx context.Context) error
 	Setup(ctx context.Context, pod network.Pod) (*network.Result, error)
 	Teardown(ctx context.Context, pod network.Pod) error
+	Check(ctx context.Context, sandboxID string) error
 	Connect(ctx context.Context, sandboxID string, result *network.Result) error
 	Disconnect(sandboxID string) error
 	OpenTaps(ctx context.Context, sandboxID string, result *network.Result) ([][]*os.File, error)

@@ -66,6 +66,15 @@ func TestBadPods(t *testing.T) {
 			refusal{codes.InvalidArgument, []string{"1048576 bytes is smaller than its image"}},
 		},
 		{
+			"network of the node",
+			func(p *pod) {
+				p.config.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{
+					NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE},
+				}
+			},
+			refusal{codes.InvalidArgument, []string{"hostNetwork", "run the pod as containers"}},
+		},
+		{
 			"image that was not pulled",
 			func(p *pod) { p.container.Image.Image = "vm.ambipod.io/http/127.0.0.1/other.qcow2:latest" },
 			refusal{codes.NotFound, []string{"vm.ambipod.io/http/127.0.0.1/other.qcow2"}},
