@@ -12,6 +12,32 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// TestProbesOfVMs breaks what each kind of probe looks at: a VM that is not ready
+// says so and recovers, one that is not alive is started anew.
+func TestProbesOfVMs(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	s.apply(t, "probes.yaml")
+	for _, p := range []struct{ kind, unready, ready, kill string }{
+		{"http", "rm /var/www/ready", "echo yes >/var/www/ready", "rm /var/www/alive"},
+		{"tcp", "killall httpd", "httpd -p 80 -h /var/www", "killall dropbear"},
+		{"exec", "touch /run/not-ready", "rm /run/not-ready", "touch /run/not-alive"},
+	} {
+		t.Run(p.kind, func(t *testing.T) {
+			pod := "pod/probed-" + p.kind
+			s.wait(t, "condition=Ready", pod)
+			s.inGuest(t, pod, p.unready)
+			s.wait(t, "condition=Ready=false", pod)
+			s.inGuest(t, pod, p.ready)
+			s.wait(t, "condition=Ready", pod)
+			s.inGuest(t, pod, p.kill)
+			s.wait(t, "jsonpath={.status.containerStatuses[0].restartCount}=1", pod)
+			s.wait(t, "condition=Ready", pod)
+			s.says(t, pod, "failed liveness probe, will be restarted")
+		})
+	}
+}
+
 // TestDrain takes VMs off a node, one at a time as their budget says. It comes
 // before the parallel tests, whose pods need the node.
 func TestDrain(t *testing.T) {
@@ -45,6 +71,37 @@ func TestDrain(t *testing.T) {
 	if gone != 1 {
 		t.Errorf("%d of %q were replaced, want one", gone, old)
 	}
+}
+
+// TestAutoscalerOfVMs gives a VM work and takes it away.
+func TestAutoscalerOfVMs(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	const hpa, render = "hpa/render", "deployment/render"
+	s.apply(t, "hpa.yaml")
+	s.rolledOut(t, render)
+	idle := func() {
+		t.Helper()
+		eventually(t, "the autoscaler sees one idle VM", func(ctx context.Context) error {
+			out, err := shared.Kubectl(ctx, "--namespace", s.name, "get", hpa, "-o",
+				"jsonpath={.status.currentReplicas} {.status.currentMetrics[0].resource.current.averageUtilization}")
+			var replicas, load int
+			if err == nil {
+				_, err = fmt.Sscan(out, &replicas, &load)
+			}
+			if err == nil && (replicas != 1 || load >= 100) {
+				err = fmt.Errorf("%d replicas at %d%%: %w", replicas, load, errdefs.ErrUnavailable)
+			}
+			return err
+		})
+	}
+	idle()
+	busy := s.names(t, "pods", "app=render")[0]
+	s.inGuest(t, busy, "yes >/dev/null 2>&1 </dev/null &")
+	s.wait(t, "jsonpath={.status.currentReplicas}=2", hpa)
+	s.says(t, hpa, "cpu resource utilization")
+	s.inGuest(t, busy, "killall yes")
+	idle()
 }
 
 // TestQuotaCountsVMs has room for one VM, whose size a limit range says.
