@@ -26,7 +26,7 @@ const groupOrOtherMayWrite = 0o022
 //   - whoever listens is one of these users.
 //
 // Errors: errdefs.ErrNotFound when there is no such socket, errdefs.ErrUnavailable
-// when nobody listens, errdefs.ErrPermissionDenied when a check fails.
+// when nobody listens or accepts, errdefs.ErrPermissionDenied when a check fails.
 func Dial(ctx context.Context, path string, users ...int) (*net.UnixConn, error) {
 	socket, err := openSocket(path, users)
 	if err != nil {
@@ -35,8 +35,11 @@ func Dial(ctx context.Context, path string, users ...int) (*net.UnixConn, error)
 	defer func() { _ = unix.Close(socket) }()
 	connection, err := (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", socket))
 	if err != nil {
-		if errors.Is(err, unix.ECONNREFUSED) {
+		switch {
+		case errors.Is(err, unix.ECONNREFUSED):
 			err = fmt.Errorf("nobody listens: %w", errdefs.ErrUnavailable)
+		case errors.Is(err, unix.EAGAIN): // unix(7): the queue of connections is full
+			err = fmt.Errorf("who listens is too busy to accept, try again: %w", errdefs.ErrUnavailable)
 		}
 		return nil, fmt.Errorf("connect to %s: %w", path, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // served returns a folder with a socket "s" that somebody serves.
@@ -50,6 +51,39 @@ func TestDialPassesTheLimitOfAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = connection.Close()
+}
+
+// Whoever listens may be too busy to accept, as QEMU is while its guest boots on a
+// loaded machine.
+func TestDialWithAFullBacklog(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "s")
+	listener, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(listener) })
+	if err := unix.Bind(listener, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(listener, 0); err != nil {
+		t.Fatal(err)
+	}
+	first, err := Dial(t.Context(), path, os.Getuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = first.Close() })
+	second, err := Dial(t.Context(), path, os.Getuid())
+	if err == nil {
+		_ = second.Close()
+	}
+	if !errdefs.IsUnavailable(err) {
+		t.Errorf("got %v, want an unavailable socket", err)
+	}
 }
 
 func TestDialRefusesWhatCouldBeSwapped(t *testing.T) {
