@@ -23,7 +23,7 @@ packages_vm=(tini libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clien
 	qemu-system-x86 qemu-utils ovmf swtpm libvirt-dev gcc libc6-dev pkg-config)
 # containerd's helpers and the node's network.
 packages_node=(runc containernetworking-plugins iproute2 iptables nftables
-	ebtables ca-certificates curl jq procps util-linux openssh-client)
+	ebtables ca-certificates curl jq procps util-linux mount openssh-client)
 # Kubernetes' database.
 packages_cluster=(etcd-server)
 # What the image recipes under images/ read or run.
