@@ -108,3 +108,19 @@ func TestStatusBytes(t *testing.T) {
 		t.Errorf("a missing line gave %d", got)
 	}
 }
+
+func TestEverySectionHasItsPlaceInThePage(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join("..", "..", "docs", "benchmarks.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs := t.TempDir()
+	if err := os.WriteFile(filepath.Join(docs, "benchmarks.md"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range parts() {
+		if err := (section{Name: part.name, Title: part.name}).document(docs, machine{}); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -50,8 +50,13 @@ func TestAPageWithoutMarkersStaysAsItIs(t *testing.T) {
 	}
 }
 
+// Those of the benchmarks' page are tested with the sections, in tests/bench.
 func TestThePagesOfTheRepositoryHaveMarkers(t *testing.T) {
-	for name, by := range map[string]string{"conformance.md": "written by make conformance", "benchmarks.md": "written by make bench"} {
+	for by, name := range map[string]string{
+		"written by make conformance": "conformance.md",
+		"written by make faults":      "faults.md",
+		"written by make soak":        "faults.md",
+	} {
 		data, err := os.ReadFile(filepath.Join("..", "..", "docs", name))
 		if err != nil {
 			t.Fatal(err)
