@@ -44,6 +44,7 @@ type rig struct {
 	cri      cri // through criproxy
 	direct   cri // vmruntime's own
 	conns    []*grpc.ClientConn
+	folder   string // of the program under test and of armed
 	armed    string // the file that arms fail points
 	foreign  *foreign
 	vm, cont *witness // nil while they are not there
@@ -90,13 +91,17 @@ func theRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	program := filepath.Join(t.TempDir(), "vmruntime")
+	folder, err := os.MkdirTemp("", "ambipod-faults") //nolint:usetesting // a test's own would end with the first test
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(folder, "vmruntime")
 	build := exec.CommandContext(ctx, "go", "build", "-tags", "failpoints", "-o", program, "./cmd/vmruntime")
 	build.Dir = top
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build vmruntime with fail points: %v\n%s", err, out)
 	}
-	r := &rig{armed: filepath.Join(t.TempDir(), "failpoint")}
+	r := &rig{folder: folder, armed: filepath.Join(folder, "failpoint")}
 	r.n, err = node.Start(ctx, node.Config{
 		Checkout: top, Name: fmt.Sprintf("faults%d", os.Getpid()), Without: []string{node.Kubelet},
 		Accelerator: "tcg", StateBytes: stateBytes,
@@ -410,7 +415,7 @@ func (r *rig) takeDown(failed bool) (err error) {
 	if r.foreign != nil {
 		err = errors.Join(err, r.foreign.remove(ctx))
 	}
-	err = errors.Join(err, r.n.Stop(ctx))
+	err = errors.Join(err, r.n.Stop(ctx), os.RemoveAll(r.folder))
 	remains, remainsErr := r.n.Remains()
 	if len(remains) > 0 {
 		err = errors.Join(err, fmt.Errorf("left of the node: %s", strings.Join(remains, "; ")))
