@@ -73,9 +73,13 @@ func first(message []byte) (string, error) {
 }
 
 func setState(number protowire.Number, state uint64) func(c *change) {
-	field := protowire.AppendTag(nil, number, protowire.VarintType)
-	field = protowire.AppendVarint(field, state)
+	field := encodeState(number, state)
 	return func(c *change) { c.state = field }
+}
+
+func encodeState(number protowire.Number, state uint64) []byte {
+	field := protowire.AppendTag(nil, number, protowire.VarintType)
+	return protowire.AppendVarint(field, state)
 }
 
 func (d *deed) addSandbox() error {
@@ -99,13 +103,15 @@ func (d *deed) addSandbox() error {
 func (d *deed) stopSandbox() error {
 	id, err := d.target()
 	d.on(sandboxes, id, setState(sandboxItemState, uint64(runtimeapi.PodSandboxState_SANDBOX_NOTREADY)))
+	exited := encodeState(containerState, uint64(runtimeapi.ContainerState_CONTAINER_EXITED))
+	d.on(containers, id, func(c *change) { c.children.state = exited })
 	return err
 }
 
 func (d *deed) removeSandbox() error {
 	id, err := d.target()
 	d.on(sandboxes, id, func(c *change) { c.gone = true })
-	d.on(containers, id, func(c *change) { c.orphans = true })
+	d.on(containers, id, func(c *change) { c.children.gone = true })
 	return err
 }
 

@@ -39,8 +39,14 @@ type change struct {
 	item  func() ([]byte, error) // encodes an object that is new; nil: it is in the list
 	state []byte                 // its new state, as an encoded field; nil: as in the list
 	gone  bool
-	// orphans: the object is a sandbox that is gone, in a list of containers.
-	orphans bool
+	// Of a sandbox, in a list of containers: what became of those that are in it.
+	children children
+}
+
+// children are what a change of a sandbox does to its containers.
+type children struct {
+	gone  bool
+	state []byte // their new state, as an encoded field; nil: each keeps its own
 }
 
 // remember keeps a complete list that was asked for at the given time, unless a
@@ -115,20 +121,10 @@ func (m *memory) changedLocked(list []byte) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		sandbox, err := wire.Path{itemSandbox}.Value(f.Value)
-		if err != nil {
+		listed[string(id)] = true
+		if out, err = m.appendLocked(out, m.changes[string(id)], f.Value); err != nil {
 			return nil, err
 		}
-		if parent := m.changes[string(sandbox)]; parent != nil && parent.orphans {
-			continue
-		}
-		c := m.changes[string(id)]
-		if c == nil {
-			out = append(out, f.Raw...)
-			continue
-		}
-		listed[string(id)] = true
-		out = c.appendTo(out, f.Value)
 	}
 	return m.appendNewLocked(out, listed)
 }
@@ -147,21 +143,38 @@ func (m *memory) appendNewLocked(out []byte, listed map[string]bool) ([]byte, er
 		if err != nil {
 			return nil, err
 		}
-		out = c.appendTo(out, item)
+		if out, err = m.appendLocked(out, c, item); err != nil {
+			return nil, err
+		}
 	}
 	return out, nil
 }
 
-// appendTo adds the object to a list, if it still exists. Of a field that occurs
-// twice the later one counts, so that a new state is simply added.
-func (c *change) appendTo(list, item []byte) []byte {
-	if c.gone {
-		return list
+// appendLocked adds an object to a list, if it still exists, with what happened to it
+// and to the sandbox that it is in. Of a field that occurs twice the later one counts,
+// so that a new state is simply added.
+func (m *memory) appendLocked(list []byte, c *change, item []byte) ([]byte, error) {
+	sandbox, err := wire.Path{itemSandbox}.Value(item)
+	if err != nil {
+		return nil, err
+	}
+	var own change
+	if c != nil {
+		own = *c
+	}
+	if parent := m.changes[string(sandbox)]; parent != nil {
+		own.gone = own.gone || parent.children.gone
+		if parent.children.state != nil {
+			own.state = parent.children.state
+		}
+	}
+	if own.gone {
+		return list, nil
 	}
 	list = protowire.AppendTag(list, listItems, protowire.BytesType)
-	list = protowire.AppendVarint(list, uint64(len(item)+len(c.state)))
+	list = protowire.AppendVarint(list, uint64(len(item)+len(own.state)))
 	list = append(list, item...)
-	return append(list, c.state...)
+	return append(list, own.state...), nil
 }
 
 func (m *memory) isKnown() bool {

@@ -44,8 +44,9 @@ func isNew(id string) func(c *change) {
 	}
 }
 
-func isGone(c *change)   { c.gone = true }
-func isOrphan(c *change) { c.orphans = true }
+func isGone(c *change)     { c.gone = true }
+func takesAll(c *change)   { c.children.gone = true }
+func endsItsOwn(c *change) { c.children.state = encodeState(containerState, 2) }
 
 func TestChangesOfAMemory(t *testing.T) {
 	running, exited := setState(containerState, 1), setState(containerState, 2)
@@ -66,8 +67,11 @@ func TestChangesOfAMemory(t *testing.T) {
 		"gone":                      {[]step{{"a", isGone}}, []string{"b RUNNING"}},
 		"new and gone":              {[]step{{"c", isNew("c")}, {"c", isGone}}, []string{"a CREATED", "b RUNNING"}},
 		"stopped after removal":     {[]step{{"a", isGone}, {"a", exited}}, []string{"b RUNNING"}},
-		"sandbox gone":              {[]step{{"s", isOrphan}}, nil},
-		"another sandbox gone":      {[]step{{"x", isOrphan}}, []string{"a CREATED", "b RUNNING"}},
+		"sandbox gone":              {[]step{{"s", takesAll}}, nil},
+		"sandbox of a new one gone": {[]step{{"c", isNew("c")}, {"s", takesAll}}, nil},
+		"another sandbox gone":      {[]step{{"x", takesAll}}, []string{"a CREATED", "b RUNNING"}},
+		"sandbox stopped":           {[]step{{"c", isNew("c")}, {"c", running}, {"s", endsItsOwn}}, []string{"a EXITED", "b EXITED", "c EXITED"}},
+		"stopped, one removed":      {[]step{{"s", endsItsOwn}, {"a", isGone}}, []string{"b EXITED"}},
 		"state of an unknown one":   {[]step{{"x", exited}}, []string{"a CREATED", "b RUNNING"}},
 		"two new, in their order":   {[]step{{"z", isNew("z")}, {"c", isNew("c")}}, []string{"a CREATED", "b RUNNING", "z CREATED", "c CREATED"}},
 		"back to state of the list": {[]step{{"b", exited}, {"b", running}}, []string{"a CREATED", "b RUNNING"}},
