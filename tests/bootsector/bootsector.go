@@ -30,7 +30,7 @@ const (
 	TripleFault = "t"
 	Panic       = "k" // by the ISA panic device
 	Write       = "w" // to the second sector; answers "WROTE"
-	Halt        = "h" // deaf to everything
+	Halt        = "h" // deaf to everything after its echo
 	Flood       = "f" // "FLOOD FLOOD …" without end
 )
 

@@ -3,7 +3,7 @@
 #   p  power off          r  reset             t  triple fault
 #   k  tell the panic device of a kernel panic
 #   w  write a copy of this sector to the boot disk's second sector
-#   h  halt for ever with interrupts off
+#   h  halt for ever with interrupts off, after its echo
 #   f  write on the serial port without end
 # Every other character is echoed. The ACPI power button powers it off, too.
 	.code16
@@ -45,7 +45,7 @@ input:	movw $0x3fd, %dx		# line status of COM1
 	cmpb $'w', %al
 	je write
 	cmpb $'h', %al
-	je halt
+	je deaf
 	cmpb $'f', %al
 	je flood
 	call putc
@@ -56,6 +56,9 @@ button:	movw $pressed, %si
 off:	movw $0x604, %dx		# PM1a control
 	movw $0x2000, %ax		# sleep now, type 0: soft off
 	outw %ax, %dx
+	jmp halt
+
+deaf:	call putc
 halt:	cli
 	hlt
 	jmp halt

@@ -4,6 +4,7 @@ package faults
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -100,9 +101,27 @@ func (r *rig) comesUp(t *testing.T, p *pod) *runtimeapi.Container {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// As long as criproxy has not found a new vmruntime, it lists what the old one said
+	// last, and that knows of no VM that has ended by itself since.
+	if err := node.Until(ctx, "the pod is listed as it is", func(ctx context.Context) error { return p.onlyRuns(ctx, container) }); err != nil {
+		t.Error(err)
+	}
+	r.hasOneQEMU(t, p)
+	attempt := container.GetMetadata().GetAttempt()
+	if _, err := node.WaitPodLog(ctx, p.logPath(attempt), bootsector.Ready); err != nil {
+		t.Error(err)
+	}
+	if err := r.checkGuest(ctx, p, container.GetId(), attempt); err != nil {
+		t.Error(err)
+	}
+	return container
+}
+
+// onlyRuns says what is listed of the pod beside one ready sandbox and this container.
+func (p *pod) onlyRuns(ctx context.Context, container *runtimeapi.Container) error {
 	boxes, err := p.sandboxes(ctx)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	ready := 0
 	for _, box := range boxes {
@@ -111,9 +130,23 @@ func (r *rig) comesUp(t *testing.T, p *pod) *runtimeapi.Container {
 		}
 	}
 	if ready != 1 {
-		t.Errorf("the pod has %d ready sandboxes: %v", ready, boxes)
+		return fmt.Errorf("the pod has %d ready sandboxes: %v", ready, boxes)
 	}
 	list, err := p.containers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range list {
+		if c.GetId() != container.GetId() && c.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
+			return fmt.Errorf("beside the running container there is %v", c)
+		}
+	}
+	return nil
+}
+
+func (r *rig) hasOneQEMU(t *testing.T, p *pod) {
+	t.Helper()
+	list, err := p.containers(deadline(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,19 +157,8 @@ func (r *rig) comesUp(t *testing.T, p *pod) *runtimeapi.Container {
 			t.Fatal(err)
 		}
 		processes += len(found)
-		if c.GetId() != container.GetId() && c.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
-			t.Errorf("beside the running container there is %v", c)
-		}
 	}
 	if processes != 1 {
 		t.Errorf("the pod has %d QEMU processes, want 1", processes)
 	}
-	attempt := container.GetMetadata().GetAttempt()
-	if _, err := node.WaitPodLog(ctx, p.logPath(attempt), bootsector.Ready); err != nil {
-		t.Error(err)
-	}
-	if err := r.checkGuest(ctx, p, container.GetId(), attempt); err != nil {
-		t.Error(err)
-	}
-	return container
 }

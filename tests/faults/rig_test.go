@@ -256,8 +256,8 @@ func (r *rig) typeTo(ctx context.Context, id, text string) error {
 		if _, err := conn.Write([]byte{letter}); err != nil {
 			return err
 		}
-		if strings.ContainsRune("pthkrwf", rune(letter)) {
-			continue // a command, without echo
+		if strings.ContainsRune("ptkrwf", rune(letter)) {
+			continue // a command without echo
 		}
 		if err := conn.SetReadDeadline(time.Now().Add(callTime)); err != nil {
 			return err
