@@ -198,7 +198,21 @@ func TestDebianPackage(t *testing.T) {
 	}
 }
 
+// alert finds the names of alerts in their file.
+var alert = regexp.MustCompile(`(?m)^  - alert: (\w+)$`)
+
+// Every alert is tested.
 func TestAlerts(t *testing.T) {
+	tests := read(t, "deploy/overlays/monitoring/alerts_test.yaml")
+	found := alert.FindAllStringSubmatch(read(t, "deploy/overlays/monitoring/alerts.yaml"), -1)
+	if len(found) == 0 {
+		t.Fatal("there are no alerts")
+	}
+	for _, a := range found {
+		if strings.Count(tests, "alertname: "+a[1]+"\n") < 2 {
+			t.Errorf("alerts_test.yaml does not say when %s comes and when it does not", a[1])
+		}
+	}
 	mustRun(t, "promtool", "check", "rules", top+"/deploy/overlays/monitoring/alerts.yaml")
 	mustRun(t, "promtool", "test", "rules", top+"/deploy/overlays/monitoring/alerts_test.yaml")
 }
