@@ -78,6 +78,9 @@ step ambipod-node install
 step ambipod-node status
 /bin/bash -c 'sleep 1000; :' guest=ambipod-0123-machine,debug-threads=on &
 step dpkg --remove criproxy
+step ambipod-node remove --force
+step ambipod-node remove --force
+step ambipod-node install
 kill $!
 wait $! || true
 step ambipod-node status
@@ -117,6 +120,22 @@ dpkg: error processing package criproxy (--remove):
 Errors were encountered while processing:
  criproxy
 = 1
+# ambipod-node remove --force
+kubelet uses its former runtime again.
+systemctl daemon-reload
+systemctl try-restart kubelet.service
+systemctl disable --now criproxy.service criproxy.socket
+= 0
+# ambipod-node remove --force
+kubelet does not use criproxy; nothing was changed.
+= 0
+# ambipod-node install
+kubelet now uses criproxy at /run/ambipod/criproxy.sock.
+systemctl cat kubelet.service
+systemctl daemon-reload
+systemctl enable --now criproxy.socket criproxy.service
+systemctl try-restart kubelet.service
+= 0
 # ambipod-node status
 yes  criproxy is installed
 yes  kubelet is told to use criproxy
