@@ -10,19 +10,17 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/ambipod/ambipod/tests/certificate"
+	"github.com/ambipod/ambipod/tests/e2e/fixture"
 	"github.com/ambipod/ambipod/tests/logind"
 	"github.com/ambipod/ambipod/tests/node"
 )
 
-// Deadlines. Guests boot under software emulation on a machine that may be busy:
-// give boots many times what is usual.
-const (
-	testTime = 6 * time.Minute
-	downTime = 2 * time.Minute
-)
+// What these tests have in common with those of the packages below.
+const testTime, downTime = fixture.TestTime, fixture.DownTime
+
+var deadline, eventually = fixture.Deadline, fixture.Eventually
 
 // nodes are the package's nodes by name. Tests run one after another.
 var nodes = map[string]*node.Node{}
@@ -37,7 +35,7 @@ var (
 func TestMain(m *testing.M) {
 	code := m.Run()
 	for name, n := range nodes {
-		if err := takeDown(name, n, code != 0); err != nil {
+		if err := fixture.TakeDown(n, name, code != 0); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
@@ -47,26 +45,6 @@ func TestMain(m *testing.M) {
 		code = 1
 	}
 	os.Exit(code)
-}
-
-func takeDown(name string, n *node.Node, keepLogs bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), downTime)
-	defer cancel()
-	if keepLogs {
-		dir := filepath.Join(n.Checkout(), "_run", "e2e-logs", name)
-		if err := n.SaveLogs(dir); err != nil {
-			return err
-		}
-		fmt.Fprintf(os.Stderr, "the daemons' logs are kept in %s\n", dir)
-	}
-	if err := n.Stop(ctx); err != nil {
-		return err
-	}
-	remains, err := n.Remains()
-	if err == nil && len(remains) > 0 {
-		err = fmt.Errorf("left of node %s: %s", name, strings.Join(remains, "; "))
-	}
-	return err
 }
 
 // kubeletNode is the complete node.
@@ -145,21 +123,6 @@ func nodeConfig(t *testing.T, name string, without ...string) node.Config {
 		t.Fatal(err)
 	}
 	return node.Config{Checkout: top, Name: fmt.Sprintf("e2e%d-%s", os.Getpid(), name), Without: without}
-}
-
-func deadline(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testTime)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// eventually waits until check returns nil.
-func eventually(t *testing.T, what string, check func(context.Context) error) {
-	t.Helper()
-	if err := node.Until(deadline(t), what, check); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // nothingLeft waits until no trace of any pod is on the node.

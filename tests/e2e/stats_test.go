@@ -276,7 +276,7 @@ func compareSummary(t *testing.T, n *node.Node, pod *corev1.Pod, level string, t
 		if rate := *cpu.UsageNanoCores; rate == 0 || rate > 3e9 {
 			return fmt.Errorf("a busy %s uses %d nanocores", level, rate)
 		}
-		return claim{cpu.Time.Time, memory.Time.Time, time.Second, float64(*cpu.UsageCoreNanoSeconds) / 1e9, float64(*memory.WorkingSetBytes)}.check(t, truth) //nolint:contextcheck // it has the test's own
+		return claim{cpu.Time.Time, memory.Time.Time, time.Second, float64(*cpu.UsageCoreNanoSeconds) / 1e9, float64(*memory.WorkingSetBytes)}.check(t, truth)
 	})
 }
 
@@ -303,7 +303,7 @@ func compareResource(t *testing.T, n *node.Node, pod *corev1.Pod, level string, 
 				c.workingSet, c.memoryAt = value, time.UnixMilli(millis)
 			}
 		}
-		return c.check(t, truth) //nolint:contextcheck // it has the test's own
+		return c.check(t, truth)
 	})
 }
 

@@ -10,17 +10,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/ambipod/ambipod/tests/cluster"
+	"github.com/ambipod/ambipod/tests/e2e/fixture"
 	"github.com/ambipod/ambipod/tests/node"
 )
 
-// Deadlines: many times what is usual, for machines that are busy.
-const (
-	testTime = 6 * time.Minute
-	downTime = 2 * time.Minute
-)
+// What these tests have in common with those of the packages beside.
+const testTime, downTime = fixture.TestTime, fixture.DownTime
+
+var deadline, eventually = fixture.Deadline, fixture.Eventually
 
 // shared is the package's cluster, and plain its node without Ambipod.
 var (
@@ -41,7 +40,7 @@ func runAll(m *testing.M) int {
 		return fail(err)
 	}
 	code := m.Run()
-	if err := errors.Join(takeDown(plain, code != 0), takeDown(shared.Node(), code != 0)); err != nil {
+	if err := errors.Join(fixture.TakeDown(plain, "plain", code != 0), fixture.TakeDown(shared.Node(), "cluster", code != 0)); err != nil {
 		return fail(err)
 	}
 	// The provisioner of host paths makes the folder and only empties it; it is
@@ -60,7 +59,7 @@ func start(top string) (err error) {
 	}
 	plain, err = shared.AddPlainNode(ctx, node.Config{Checkout: top, Name: name + "plain"})
 	if err != nil {
-		return errors.Join(err, takeDown(shared.Node(), true))
+		return errors.Join(err, fixture.TakeDown(shared.Node(), "cluster", true))
 	}
 	return nil
 }
@@ -68,41 +67,6 @@ func start(top string) (err error) {
 func fail(err error) int {
 	fmt.Fprintln(os.Stderr, err)
 	return 1
-}
-
-func takeDown(n *node.Node, keepLogs bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), downTime)
-	defer cancel()
-	if keepLogs {
-		dir := filepath.Join(n.Checkout(), "_run", "e2e-logs", n.Name())
-		if err := n.SaveLogs(dir); err != nil {
-			return err
-		}
-		fmt.Fprintf(os.Stderr, "the daemons' logs are kept in %s\n", dir)
-	}
-	if err := n.Stop(ctx); err != nil {
-		return err
-	}
-	remains, err := n.Remains()
-	if err == nil && len(remains) > 0 {
-		err = fmt.Errorf("left of node %s: %s", n.Name(), strings.Join(remains, "; "))
-	}
-	return err
-}
-
-func deadline(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testTime)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// eventually waits until check returns nil.
-func eventually(t *testing.T, what string, check func(context.Context) error) {
-	t.Helper()
-	if err := node.Until(deadline(t), what, check); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // space is a namespace of one test, which goes with all in it at the test's end.
@@ -148,11 +112,7 @@ func examplePath(name string) string {
 // applyText applies a manifest that is no example.
 func (s space) applyText(t *testing.T, manifest string) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "manifest.yaml")
-	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s.kubectl(t, "apply", "-f", file)
+	s.kubectl(t, "apply", "-f", fixture.Manifest(t, manifest))
 }
 
 // rolledOut waits until a workload has as many ready pods as it wants.

@@ -9,20 +9,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/ambipod/ambipod/tests/cluster"
+	"github.com/ambipod/ambipod/tests/e2e/fixture"
 	"github.com/ambipod/ambipod/tests/node"
 )
 
-// Deadlines: many times what is usual, for machines that are busy.
-const (
-	testTime = 6 * time.Minute
-	downTime = 2 * time.Minute
-	patience = "--timeout=180s"
-)
+// patience is how long a rollout of the DaemonSet may take.
+const patience = "--timeout=180s"
+
+// What these tests have in common with those of the packages beside.
+const testTime = fixture.TestTime
+
+var deadline, eventually = fixture.Deadline, fixture.Eventually
 
 // shared is the package's cluster, whose node has neither libvirtd nor vmruntime.
 var shared *cluster.Cluster
@@ -43,7 +43,7 @@ func runAll(m *testing.M) int {
 		code = m.Run()
 	}
 	if shared != nil {
-		err = errors.Join(err, takeDown(shared.Node(), code != 0))
+		err = errors.Join(err, fixture.TakeDown(shared.Node(), "install", code != 0))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -77,40 +77,6 @@ func start(ctx context.Context) error {
 	return err
 }
 
-func takeDown(n *node.Node, keepLogs bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), downTime)
-	defer cancel()
-	if keepLogs {
-		dir := filepath.Join(n.Checkout(), "_run", "e2e-logs", n.Name())
-		if err := n.SaveLogs(dir); err != nil {
-			return err
-		}
-		fmt.Fprintf(os.Stderr, "the daemons' logs are kept in %s\n", dir)
-	}
-	if err := n.Stop(ctx); err != nil {
-		return err
-	}
-	remains, err := n.Remains()
-	if err == nil && len(remains) > 0 {
-		err = fmt.Errorf("left of node %s: %s", n.Name(), strings.Join(remains, "; "))
-	}
-	return err
-}
-
-func deadline(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testTime)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func eventually(t *testing.T, what string, check func(context.Context) error) {
-	t.Helper()
-	if err := node.Until(deadline(t), what, check); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // kubectl runs kubectl, which must succeed, and returns what it printed.
 func kubectl(t *testing.T, args ...string) string {
 	t.Helper()
@@ -136,9 +102,5 @@ func said(t *testing.T, args ...string) (string, error) {
 // apply applies a manifest, which may be refused.
 func apply(t *testing.T, manifest string) (string, error) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "manifest.yaml")
-	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return said(t, "apply", "-f", file)
+	return said(t, "apply", "-f", fixture.Manifest(t, manifest))
 }
