@@ -13,11 +13,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/ambipod/ambipod/tests/e2e/fixture"
 	"github.com/ambipod/ambipod/tests/node"
 	"github.com/ambipod/ambipod/tests/process"
 )
@@ -42,11 +44,13 @@ func TestInstallation(t *testing.T) {
 	}{
 		{"apply", testApply},
 		{"VM pod", testVMPod},
+		{"access", testAccess},
 		{"objects that are not mounted", testObjects},
 		{"policies", testPolicies},
 		{"rights", testRights},
 		{"incapable node", testIncapableNode},
 		{"roll", testRoll},
+		{"uninstall beside a VM", testForce},
 		{"uninstall", testUninstall},
 	} {
 		if !t.Run(part.name, part.test) && part.name == "apply" {
@@ -59,6 +63,14 @@ func testApply(t *testing.T) {
 	kubectl(t, "apply", "-k", overlay)
 	kubectl(t, "-n", "ambipod", "rollout", "status", "daemonset/node", patience)
 	hasLabels(t, "true", "tcg", "virtlet")
+	// The daemons are the last to be evicted, and no policy of the namespace cuts them off.
+	got := kubectl(t, "-n", "ambipod", "get", "pods", "-o", "jsonpath={range .items[*]}{.spec.priority} {.spec.hostNetwork}{end}")
+	if got != "1000000000 true" {
+		t.Errorf("priority and network of the daemons are %q", got)
+	}
+	if got := kubectl(t, "-n", "ambipod", "get", "networkpolicies", "-o", "name"); got != "networkpolicy.networking.k8s.io/deny-all\n" {
+		t.Errorf("policies of the namespace: %q", got)
+	}
 	if out := kubectl(t, "-n", "ambipod", "exec", "daemonset/node", "-c", "vmruntime", "--", "vmctl", "version"); !strings.Contains(out, "QEMU") {
 		t.Errorf("vmctl in vmruntime's container says:\n%s", out)
 	}
@@ -98,6 +110,8 @@ spec:
   containers:
   - name: machine
     image: vm.ambipod.io/tiny
+    stdin: true
+    tty: true
     resources: {limits: {cpu: "1", memory: 128Mi}}
     readinessProbe: {httpGet: {port: 80}, periodSeconds: 2}
     volumeMounts:
@@ -218,18 +232,9 @@ spec:
 		t.Fatal(out)
 	}
 	eventually(t, "an event says that the object is not mounted", func(ctx context.Context) error {
-		return event(ctx, "unmounted", "configmap default/greeting is not mounted in the pod")
+		return fixture.HasEvent(ctx, shared, "default", "unmounted", "configmap default/greeting is not mounted in the pod")
 	})
 	// The pod's next try is after the roll that gives vmruntime the right to read.
-}
-
-// event says whether the pod has an event with this text.
-func event(ctx context.Context, pod, text string) error {
-	out, err := shared.Kubectl(ctx, "get", "events", "--field-selector", "involvedObject.name="+pod, "-o", "jsonpath={.items[*].message}")
-	if err == nil && !strings.Contains(out, text) {
-		err = fmt.Errorf("its events are %q, want %q", out, text)
-	}
-	return err
 }
 
 // testPolicies: whoever forgets the RuntimeClass is told at once.
@@ -253,10 +258,7 @@ spec:
 		"container":    {"restartPolicy: Always", "busybox", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "pod.yaml")
-			if err := os.WriteFile(file, fmt.Appendf(nil, pod, c.spec, c.image), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			file := fixture.Manifest(t, fmt.Sprintf(pod, c.spec, c.image))
 			// A dry run goes through admission and makes nothing.
 			out, err := said(t, "apply", "--dry-run=server", "-f", file)
 			warned := strings.Contains(out, `Warning:`) && strings.Contains(out, `set runtimeClassName to "vm"`)
@@ -319,35 +321,61 @@ func vmruntime(t *testing.T) process.Process {
 	return found[0]
 }
 
+// homeless are VM pods that go to nodes with Ambipod in three ways.
+const homeless = `
+apiVersion: v1
+kind: Pod
+metadata: {name: by-class, labels: {is: homeless}}
+spec:
+  runtimeClassName: vm
+  containers: [{name: machine, image: vm.ambipod.io/tiny, resources: {limits: {memory: 128Mi}}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: by-selector, labels: {is: homeless}, annotations: {kubernetes.io/target-runtime: virtlet.cloud}}
+spec:
+  nodeSelector: {extraRuntime: virtlet}
+  containers: [{name: machine, image: virtlet.cloud/tiny, resources: {limits: {memory: 128Mi}}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: by-affinity, labels: {is: homeless}, annotations: {vm.ambipod.io/target-runtime: vm}}
+spec:
+  affinity:
+    nodeAffinity:
+      requiredDuringSchedulingIgnoredDuringExecution:
+        nodeSelectorTerms: [{matchExpressions: [{key: vm.ambipod.io/accel, operator: In, values: [kvm, tcg]}]}]
+  containers: [{name: machine, image: vm.ambipod.io/tiny, resources: {limits: {memory: 128Mi}}}]
+`
+
 // testIncapableNode: a node whose vmruntime hangs loses its labels, and the scheduler
-// says so of a pod that needs them.
+// says so of pods that need them. They run when the labels are back.
 func testIncapableNode(t *testing.T) {
 	p := vmruntime(t)
 	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	goOn := sync.OnceValue(func() error { return p.Signal(syscall.SIGCONT) })
 	defer func() {
-		if err := p.Signal(syscall.SIGCONT); err != nil {
+		if err := goOn(); err != nil {
 			t.Error(err)
 		}
-		hasLabels(t, "true", "tcg", "virtlet")
 	}()
 	hasLabels(t, "", "", "")
-	const pod = `
-apiVersion: v1
-kind: Pod
-metadata: {name: homeless}
-spec:
-  runtimeClassName: vm
-  containers: [{name: machine, image: vm.ambipod.io/tiny}]
-`
-	if out, err := apply(t, pod); err != nil {
+	if out, err := apply(t, homeless); err != nil {
 		t.Fatal(out)
 	}
-	defer kubectl(t, "delete", "pod", "homeless", "--now")
-	eventually(t, "an event says why the pod has no node", func(ctx context.Context) error {
-		return event(ctx, "homeless", "didn't match Pod's node affinity/selector")
-	})
+	defer kubectl(t, "delete", "pods", "-l", "is=homeless", "--now")
+	for _, pod := range []string{"by-class", "by-selector", "by-affinity"} {
+		eventually(t, "an event says why "+pod+" has no node", func(ctx context.Context) error {
+			return fixture.HasEvent(ctx, shared, "default", pod, "didn't match Pod's node affinity/selector")
+		})
+	}
+	if err := goOn(); err != nil {
+		t.Fatal(err)
+	}
+	hasLabels(t, "true", "tcg", "virtlet")
+	kubectl(t, "wait", "--for=jsonpath={.status.phase}=Running", "pods", "-l", "is=homeless", "--timeout="+testTime.String())
 }
 
 // become applies an overlay of deploy/ in the place of what is installed.
@@ -366,10 +394,16 @@ func become(t *testing.T, folder string) {
 	kubectl(t, "-n", "ambipod", "rollout", "status", "daemonset/node", patience)
 }
 
+const (
+	// bootID is the command that tells one boot of a guest from another.
+	bootID = "cat /proc/sys/kernel/random/boot_id"
+	// restarts is kubectl's output format for how often a pod's VM was started again.
+	restarts = "jsonpath={.status.containerStatuses[0].restartCount}"
+)
+
 // testRoll: new daemons find the VM as the old ones left it, again and again.
 func testRoll(t *testing.T) {
-	const boot = "cat /proc/sys/kernel/random/boot_id"
-	before, id := members(t), inGuest(t, boot)
+	before, id := members(t), inGuest(t, bootID)
 	for _, folder := range []string{"overlays/monitoring", "overlays/objects"} {
 		daemon := vmruntime(t)
 		become(t, folder)
@@ -396,10 +430,10 @@ func testRoll(t *testing.T) {
 	if after := members(t); !slices.Equal(before, after) {
 		t.Errorf("the VM's processes were %v and are %v", before, after)
 	}
-	if got := inGuest(t, boot); got != id {
+	if got := inGuest(t, bootID); got != id {
 		t.Errorf("the guest's boot was %s and is %s", id, got)
 	}
-	if got := kubectl(t, "get", "pod", "vm", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"); got != "0" {
+	if got := kubectl(t, "get", "pod", "vm", "-o", restarts); got != "0" {
 		t.Errorf("the VM was restarted %s times", got)
 	}
 	// Folder, console and network go on as well.
@@ -412,46 +446,79 @@ func testRoll(t *testing.T) {
 	kubectl(t, "delete", "pod", "unmounted", "--now")
 }
 
-// testUninstall: nothing is removed under a VM pod; otherwise nothing stays.
-func testUninstall(t *testing.T) {
-	uninstall := func(args ...string) (string, error) {
-		cmd, err := shared.Command(deadline(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		script := exec.CommandContext(deadline(t), filepath.Join(filepath.Dir(overlay), "uninstall"), args...)
-		script.Env = append(cmd.Env, "PATH="+filepath.Dir(cmd.Path)+":"+os.Getenv("PATH"))
-		out, err := script.CombinedOutput()
-		return string(out), err
+// uninstall runs deploy/uninstall as somebody who has kubectl would.
+func uninstall(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	cmd, err := shared.Command(deadline(t))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if out, err := uninstall(); err == nil || !strings.Contains(out, "1 VM pods exist (default/vm)") {
+	script := exec.CommandContext(deadline(t), filepath.Join(filepath.Dir(overlay), "uninstall"), args...)
+	script.Env = append(cmd.Env, "PATH="+filepath.Dir(cmd.Path)+":"+os.Getenv("PATH"))
+	out, err := script.CombinedOutput()
+	return string(out), err
+}
+
+// testForce: nothing is removed under a VM pod, unless told. The VM then goes on
+// without daemons, and new ones take it over.
+func testForce(t *testing.T) {
+	if out, err := uninstall(t); err == nil || !strings.Contains(out, "1 VM pods exist (default/vm)") {
 		t.Fatalf("uninstall beside a VM: %v:\n%s", err, out)
 	}
 	kubectl(t, "-n", "ambipod", "rollout", "status", "daemonset/node", "--timeout=1s")
-	machine := members(t)
+	before, id := members(t), inGuest(t, bootID)
+	if out, err := uninstall(t, "--force"); err != nil {
+		t.Fatalf("%v:\n%s", err, out)
+	}
+	noObjects(t)
+	hasLabels(t, "", "", "")
+	if after := members(t); !slices.Equal(before, after) {
+		t.Errorf("the VM's processes were %v and are %v without daemons", before, after)
+	}
+	page, err := node.Fetch(deadline(t), "http://"+kubectl(t, "get", "pod", "vm", "-o", "jsonpath={.status.podIP}")+"/")
+	if err != nil || !strings.Contains(string(page), "Hello from vm,") {
+		t.Errorf("without daemons the VM's page is %q (%v)", page, err)
+	}
+
+	become(t, "base")
+	hasLabels(t, "true", "tcg", "virtlet")
+	if got := inGuest(t, bootID); got != id {
+		t.Errorf("the guest's boot was %s and is %s", id, got)
+	}
+	if after := members(t); !slices.Equal(before, after) {
+		t.Errorf("the VM's processes were %v and are %v", before, after)
+	}
+	if got := kubectl(t, "get", "pod", "vm", "-o", restarts); got != "0" {
+		t.Errorf("the VM was restarted %s times", got)
+	}
 	kubectl(t, "delete", "pod", "vm")
-	for _, p := range machine {
+	for _, p := range before {
 		if p.Alive() {
 			t.Errorf("%s (%d) outlived its pod", p.name, p.PID)
 		}
 	}
+}
+
+// testUninstall: nothing stays.
+func testUninstall(t *testing.T) {
 	// A pod that waits for a node counts too, and --force goes on all the same.
 	if out, err := apply(t, strings.Replace(vmPod, "runtimeClassName: vm", "runtimeClassName: vm\n  nodeSelector: {some: where}", 1)); err != nil {
 		t.Fatal(out)
 	}
-	if out, err := uninstall(); err == nil {
+	if out, err := uninstall(t); err == nil {
 		t.Fatalf("uninstall beside a waiting VM pod:\n%s", out)
 	}
-	if out, err := uninstall("--force"); err != nil {
+	if out, err := uninstall(t, "--force"); err != nil {
 		t.Fatalf("%v:\n%s", err, out)
 	}
 	nothingLeft(t)
-	if out, err := uninstall("--force"); err != nil {
+	if out, err := uninstall(t, "--force"); err != nil {
 		t.Errorf("a second time: %v:\n%s", err, out)
 	}
 }
 
-func nothingLeft(t *testing.T) {
+// noObjects looks for Ambipod's objects in the cluster.
+func noObjects(t *testing.T) {
 	t.Helper()
 	kinds := "daemonsets,runtimeclasses,clusterroles,clusterrolebindings,priorityclasses,validatingadmissionpolicies,validatingadmissionpolicybindings,namespaces"
 	for line := range strings.Lines(kubectl(t, "get", kinds, "-A", "-o", "name")) {
@@ -459,6 +526,11 @@ func nothingLeft(t *testing.T) {
 			t.Errorf("left in the cluster: %s", line)
 		}
 	}
+}
+
+func nothingLeft(t *testing.T) {
+	t.Helper()
+	noObjects(t)
 	hasLabels(t, "", "", "")
 	n := shared.Node()
 	for _, text := range []string{"virtlogd", "libvirtd", "vmruntime", "qemu-system", n.VMRunDir()} {
