@@ -146,3 +146,26 @@ func TestUntilTellsTheLastReason(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 }
+
+// An attempt that is killed by the deadline hides what the condition lacks.
+func TestUntilTellsOfTheLastWholeAttempt(t *testing.T) {
+	errWrong, errKilled := errors.New("wrong answer"), errors.New("killed")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	errLate := errors.New("too late")
+	attempts := 0
+	err := Until(ctx, "it is right", func(context.Context) error {
+		if attempts++; attempts == 1 {
+			return errWrong
+		}
+		cancel(errLate)
+		return errKilled
+	})
+	for _, want := range []error{errWrong, errKilled, errLate} {
+		if !errors.Is(err, want) {
+			t.Errorf("%v does not tell of %q", err, want)
+		}
+	}
+	if err := Until(ctx, "it is right", func(context.Context) error { return errKilled }); err == nil || !strings.Contains(err.Error(), "none was completed") {
+		t.Errorf("an only attempt that was cut short: %v", err)
+	}
+}
