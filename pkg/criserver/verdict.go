@@ -10,7 +10,6 @@ import (
 
 	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/libvirttools"
-	"github.com/ambipod/ambipod/pkg/metadata"
 )
 
 // Exit codes of VMs that did not power themselves off; a shell's for a process that
@@ -33,34 +32,6 @@ type verdict struct {
 	code    int32
 	reason  string // one word
 	message string // one sentence
-}
-
-// noteGuest records what a guest did that does not end its VM, or not yet.
-func (s *Server) noteGuest(ctx context.Context, event libvirttools.Event) error {
-	records, err := s.Records.Containers.List()
-	if err != nil {
-		return err
-	}
-	for _, record := range records {
-		if record.DomainUUID != event.UUID || !record.Running() {
-			continue
-		}
-		updated, err := s.Records.Containers.Update(record.ID, func(r *metadata.Container) error {
-			if event.Kind == libvirttools.KindCrashed {
-				r.Panicked = true
-			} else {
-				r.Reboots++
-				r.RebootedAt = event.At
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		s.counters.guests.WithLabelValues(string(event.Kind)).Inc()
-		s.Logger.InfoContext(ctx, "guest has "+string(event.Kind), "container", record.ID, "reboots", updated.Reboots)
-	}
-	return nil
 }
 
 // judge finds out when and why a VM ended, from libvirt's memory and, where that is

@@ -42,19 +42,20 @@ type Container struct {
 	CreatedAt  time.Time `json:"createdAt"`
 
 	// Mutable.
-	Defined     bool      `json:"defined"` // disks and domain are complete; false while CreateContainer works
-	MemoryBytes int64     `json:"memoryBytes"`
-	VCPUs       int       `json:"vcpus"`
-	Resources   []byte    `json:"resources,omitempty"` // the CRI's LinuxContainerResources in force, protobuf wire format
-	StartedAt   time.Time `json:"startedAt,omitzero"`
-	FinishedAt  time.Time `json:"finishedAt,omitzero"`
-	ExitCode    int32     `json:"exitCode,omitempty"`
-	Reason      string    `json:"reason,omitempty"`  // one word, as kubelet shows it: Completed, Error, OOMKilled …
-	Message     string    `json:"message,omitempty"` // one sentence for people
-	Reboots     uint64    `json:"reboots,omitempty"` // of the guest by itself, as far as they were seen
-	RebootedAt  time.Time `json:"rebootedAt,omitzero"`
-	Panicked    bool      `json:"panicked,omitempty"` // the guest's kernel said so
-	Removing    bool      `json:"removing,omitempty"`
+	Defined     bool          `json:"defined"` // disks and domain are complete; false while CreateContainer works
+	MemoryBytes int64         `json:"memoryBytes"`
+	VCPUs       int           `json:"vcpus"`
+	Resources   []byte        `json:"resources,omitempty"` // the CRI's LinuxContainerResources in force, protobuf wire format
+	StartedAt   time.Time     `json:"startedAt,omitzero"`
+	FinishedAt  time.Time     `json:"finishedAt,omitzero"`
+	ExitCode    int32         `json:"exitCode,omitempty"`
+	Reason      string        `json:"reason,omitempty"`      // one word, as kubelet shows it: Completed, Error, OOMKilled …
+	Message     string        `json:"message,omitempty"`     // one sentence for people
+	Reboots     uint64        `json:"reboots,omitempty"`     // of the guest by itself, as far as they were seen
+	RebootedAt  time.Time     `json:"rebootedAt,omitzero"`   // the last reboot's first reset
+	RebootedCPU time.Duration `json:"rebootedCPU,omitempty"` // processor time that the VM had used by then
+	Panicked    bool          `json:"panicked,omitempty"`    // the guest's kernel said so
+	Removing    bool          `json:"removing,omitempty"`
 }
 
 // Running reports whether the VM has been started and not been seen to end.

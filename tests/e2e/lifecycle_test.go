@@ -66,6 +66,18 @@ func ends(t *testing.T, n *node.Node) {
 func reboots(t *testing.T, n *node.Node, pod *corev1.Pod) {
 	_, id, _ := strings.Cut(pod.Status.ContainerStatuses[0].ContainerID, "://")
 	typeOn(t, n, pod, bootsector.Reset)
+	// Then the firmware has reset the machine, too, which is no reboot of its own.
+	eventually(t, "the guest has booted again", func(context.Context) error {
+		lines, err := node.ReadPodLog(logOf(n, pod, 0))
+		said := 0
+		for _, line := range lines {
+			said += strings.Count(line.Text, bootsector.Ready)
+		}
+		if err == nil && said != 2 {
+			err = fmt.Errorf("it has said %d times that it has booted", said)
+		}
+		return err
+	})
 	eventually(t, "the reboot is counted", func(ctx context.Context) error {
 		answer, err := dial(t, n).ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
 		if err == nil && answer.GetInfo()["reboots"] != "1" {
