@@ -315,7 +315,7 @@ func (r *rig) foreignQEMU() process.Process {
 
 func (r *rig) isDaemon(p process.Process) bool {
 	return slices.ContainsFunc([]string{
-		node.Registry, node.ImageSite, node.Containerd, node.Virtlogd, node.Libvirtd, node.VMRuntime, node.CRIProxy,
+		node.Registry, node.ImageSite, node.Containerd, node.Virtlogd, node.Libvirtd, node.VMRuntime, node.CRIProxy, node.Kubelet,
 	}, func(daemon string) bool { return r.n.Process(daemon) == p })
 }
 
@@ -330,9 +330,9 @@ func passing(path string) bool {
 }
 
 // killedLibvirtd are the folder of a domain that libvirtd had not yet written down as
-// started, or had forgotten, and what it notes in /run about a domain while it runs.
+// started, or had forgotten, its PID file, and a note in /run that is being written.
 // Whether libvirtd still knows the domain is looked at by its list.
-var killedLibvirtd = regexp.MustCompile(`/libvirt/(lib/qemu/(channel/target/)?domain-\d+-ambipod-|run/qemu/ambipod-[^/]*\.(xml\.new|xml|pid)$)`)
+var killedLibvirtd = regexp.MustCompile(`/libvirt/(lib/qemu/(channel/target/)?domain-\d+-ambipod-|run/qemu/ambipod-[^/]*\.(xml\.new|pid)$)`)
 
 // difference tells what is in one of two snapshots alone.
 func difference(before, after []string) error {

@@ -128,10 +128,6 @@ type soak struct {
 	set       plugin
 	uninstall func()
 	node      sync.Mutex // held by whoever ends or starts a daemon
-	// rising is held for reading while a pod comes up. A libvirtd that is killed in the
-	// wrong instant of a domain's start leaves one that no later libvirtd can end; see
-	// docs/faults.md.
-	rising sync.RWMutex
 
 	mu   sync.Mutex // guards told
 	told map[string]int
@@ -185,7 +181,7 @@ func (s *soak) lifecycle(ctx context.Context, rng *rand.Rand, fault soakFault) e
 		return errors.Join(err, <-happened)
 	}
 	up := func() error {
-		_, err := s.up(ctx, p)
+		_, err := p.run(ctx)
 		return err
 	}
 	down := func() error { return p.remove(ctx) }
@@ -195,17 +191,11 @@ func (s *soak) lifecycle(ctx context.Context, rng *rand.Rand, fault soakFault) e
 	case 1:
 		return errors.Join(up(), meanwhile(down))
 	}
-	container, err := s.up(ctx, p)
+	container, err := p.run(ctx)
 	if err == nil {
 		err = fault.do(ctx, rng, p, container)
 	}
 	return errors.Join(err, up(), down())
-}
-
-func (s *soak) up(ctx context.Context, p *pod) (*runtimeapi.Container, error) {
-	s.rising.RLock()
-	defer s.rising.RUnlock()
-	return p.run(ctx)
 }
 
 // supervised starts dead daemons again while do runs.
@@ -268,10 +258,6 @@ func (s *soak) faultsOfAll() []soakFault {
 	var all []soakFault
 	for _, daemon := range []string{node.VMRuntime, node.VMRuntime, node.Libvirtd, node.CRIProxy} {
 		all = append(all, soakFault{daemon + " killed", func(ctx context.Context, _ *rand.Rand, _ *pod, _ *runtimeapi.Container) error {
-			if daemon == node.Libvirtd {
-				s.rising.Lock()
-				defer s.rising.Unlock()
-			}
 			s.node.Lock()
 			defer s.node.Unlock()
 			return s.r.n.Kill(ctx, daemon)

@@ -60,7 +60,7 @@ func table() []row {
 	for _, part := range [][]row{pointRows(), daemonRows(), guestRows(), stateRows(), cniRows()} {
 		all = append(all, part...)
 	}
-	return append(all, rebootRow())
+	return append(all, rebootRow(), kubeletRow())
 }
 
 // row runs one line of the table.

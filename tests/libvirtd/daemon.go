@@ -88,7 +88,7 @@ func prepare(o Options) (*Instance, error) {
 	if old, err := Load(o.Dir); err == nil && (old.Libvirtd.Alive() || old.Virtlogd.Alive()) {
 		return nil, fmt.Errorf("libvirtd of %s is running, stop it first: %w", o.Dir, errdefs.ErrAlreadyExists)
 	}
-	i := &Instance{Dir: o.Dir, URI: uri, Wrapper: o.Wrapper, Cache: o.CapabilityCache}
+	i := &Instance{Dir: o.Dir, URI: uri, Wrapper: o.Wrapper, Inner: o.Inner, Cache: o.CapabilityCache}
 	if i.Cache == "" {
 		i.Cache = filepath.Join(o.Dir, "cache")
 	}
@@ -228,8 +228,11 @@ func (i *Instance) commandLine(name string) []string {
 	for _, c := range covers {
 		argv = append(argv, i.source(c.part), c.target)
 	}
-	return append(argv, "--", lookPath("tini"), "-s", "--", "/bin/sh", "-c", stay, name,
-		lookPath(name), "-d", "-p", "/run/libvirt/"+name+".pid")
+	argv = append(argv, "--", lookPath("tini"), "-s", "--", "/bin/sh", "-c", stay, name)
+	if name == "libvirtd" {
+		argv = append(argv, i.Inner...)
+	}
+	return append(argv, lookPath(name), "-d", "-p", "/run/libvirt/"+name+".pid")
 }
 
 func fromPIDFile(path string) (process.Process, error) {

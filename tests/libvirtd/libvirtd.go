@@ -33,6 +33,9 @@ type Options struct {
 	// Wrapper is put before the command line of both daemons, for example
 	// {"nsenter", "--net=/run/netns/x"}. It must exec what follows it.
 	Wrapper []string
+	// Inner is put before libvirtd's own command line, where parts of Dir are in
+	// libvirt's places already. It must exec what follows it.
+	Inner []string
 	// CapabilityCache is a folder to keep libvirt's knowledge about emulators in
 	// across instances, which saves seconds at the first connection; by default
 	// it is in Dir. It must not be shared by instances that run at once.
@@ -44,6 +47,7 @@ type Instance struct {
 	Dir     string   `json:"dir"`
 	URI     string   `json:"uri"` // for libvirt's clients on this machine
 	Wrapper []string `json:"wrapper,omitempty"`
+	Inner   []string `json:"inner,omitempty"`
 	Cache   string   `json:"cache"`
 
 	Libvirtd process.Process `json:"libvirtd"`

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -222,6 +223,7 @@ func (n *Node) startLibvirtd(ctx context.Context) error {
 	_, err := libvirtd.Start(ctx, libvirtd.Options{
 		Dir:             dir,
 		Wrapper:         n.enter(),
+		Inner:           []string{filepath.Join(n.cfg.Checkout, "images", "node", "rootfs", "usr", "libexec", "ambipod", "forget-unborn")},
 		CapabilityCache: cache,
 	})
 	if err != nil {
