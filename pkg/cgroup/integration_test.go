@@ -3,6 +3,7 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -77,6 +78,56 @@ func TestLifeOfAGroup(t *testing.T) {
 	}
 	if err := Add(group, os.Getpid()); !errdefs.IsNotFound(err) {
 		t.Errorf("Add to a deleted group: %v", err)
+	}
+}
+
+// TestUseIsWhatTheLibraryReads compares both ways to read a group, of a process that has
+// taken memory in it and waits.
+func TestUseIsWhatTheLibraryReads(t *testing.T) {
+	group := Path(fmt.Sprintf("/ambipod-use-%d", os.Getpid()), "vm")
+	if err := Create(group, Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, g := range []string{group, path.Dir(group)} {
+			if err := Delete(g); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	shell := exec.CommandContext(t.Context(), "sh", "-c", `read begin; much=$(head -c 4000000 /dev/zero | tr '\0' x); echo; read end`)
+	in, inErr := shell.StdinPipe()
+	out, outErr := shell.StdoutPipe()
+	if err := errors.Join(inErr, outErr, shell.Start()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(in.Close(), shell.Wait()); err == nil {
+			t.Error("the shell has read more than was written")
+		}
+	}()
+	if err := Add(group, shell.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	use, useErr := ReadUse(group)
+	all, allErr := Read(group)
+	if err := errors.Join(useErr, allErr); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel counts pages in batches for each processor, and adds them up now and then.
+	const batches = 1 << 20
+	if use.RSS < 4_000_000-batches || use.CPU == 0 || use.PageFaults == 0 {
+		t.Errorf("a process that took 4 MB has used %+v", use)
+	}
+	if use.CPU > all.CPU || use.RSS > all.RSS+batches || all.RSS > use.RSS+batches || use.Swap != all.Swap ||
+		use.MemoryLimit != all.MemoryLimit || use.PageFaults > all.PageFaults {
+		t.Errorf("use is %+v, and a moment later all is %+v", use, all)
 	}
 }
 

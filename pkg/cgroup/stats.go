@@ -6,7 +6,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/containerd/cgroups/v3/cgroup1"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,14 +44,22 @@ type Stats struct {
 // down to whole pages, and no machine has so much.
 const noLimit = 1 << 62
 
-// ReadUse returns what a group uses of CPU time and memory; the counts of periods, of
-// the kernel's memory, of processes and of threads may be missing. It takes a fraction
-// of Read's time. errdefs.ErrNotFound if there is no such group.
-func ReadUse(group string) (Stats, error) { return read(group, use1) }
+// ReadUse returns what a group uses of CPU time and memory: CPU, Memory, WorkingSet, RSS,
+// Swap, MemoryLimit and what memory.stat tells; the rest may be missing. It takes a
+// fraction of Read's time. errdefs.ErrNotFound if there is no such group.
+func ReadUse(group string) (Stats, error) {
+	return read(group, func(group string) (Stats, error) {
+		folders, err := use1()
+		if err != nil {
+			return Stats{}, err
+		}
+		return folders.read(group)
+	})
+}
 
 // Read returns all that a group uses; errdefs.ErrNotFound if there is none.
 func Read(group string) (Stats, error) {
-	stats, err := read(group, counters1)
+	stats, err := read(group, read1)
 	if err != nil {
 		return Stats{}, err
 	}
@@ -64,12 +71,12 @@ func Read(group string) (Stats, error) {
 	return stats, nil
 }
 
-// read reads a group; of are the controllers of v1 that count.
-func read(group string, of cgroup1.Hierarchy) (stats Stats, err error) {
+// read reads a group, by means of read1 on a machine with version 1.
+func read(group string, read1 func(string) (Stats, error)) (stats Stats, err error) {
 	if unified() {
 		stats, err = hierarchy(mountpoint).read(group)
 	} else {
-		stats, err = read1(group, of)
+		stats, err = read1(group)
 	}
 	if err != nil {
 		return Stats{}, fmt.Errorf("read use of cgroup %s: %w", group, err)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"path"
 	"slices"
 	"sync"
 	"time"
@@ -21,17 +20,6 @@ var (
 	// counters1 are those whose figures make up Stats.
 	counters1 = sync.OnceValues(func() ([]cgroup1.Subsystem, error) {
 		return choose(cgroup1.Cpu, cgroup1.Cpuacct, cgroup1.Memory, cgroup1.Pids)
-	})
-	// use1 are those for ReadUse; each file of the memory controller costs as much as
-	// all of another.
-	use1 = sync.OnceValues(func() ([]cgroup1.Subsystem, error) {
-		chosen, err := choose(cgroup1.Cpuacct, cgroup1.Memory)
-		for i, s := range chosen {
-			if memory, ok := s.(interface{ Path(string) string }); ok && s.Name() == cgroup1.Memory {
-				chosen[i] = cgroup1.NewMemory(path.Dir(memory.Path("")), cgroup1.IgnoreModules("kmem", "kmem.tcp"))
-			}
-		}
-		return chosen, err
 	})
 )
 
@@ -55,8 +43,8 @@ func load1(group string, of cgroup1.Hierarchy) (cgroup1.Cgroup, error) {
 	return control, err
 }
 
-func read1(group string, of cgroup1.Hierarchy) (Stats, error) {
-	control, err := load1(group, of)
+func read1(group string) (Stats, error) {
+	control, err := load1(group, counters1)
 	if err != nil {
 		return Stats{}, err
 	}

@@ -3,7 +3,11 @@ package criserver
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -39,20 +43,35 @@ func (s *Server) ListContainerStats(ctx context.Context, req *runtimeapi.ListCon
 	if err != nil {
 		return nil, err
 	}
-	response := &runtimeapi.ListContainerStatsResponse{}
 	filter := req.GetFilter()
+	var read []func() *runtimeapi.ContainerStats
 	for _, box := range census.boxes {
 		for _, vm := range census.vms[box.ID] {
 			if !vm.Running() || !strings.HasPrefix(vm.ID, filter.GetId()) || !strings.HasPrefix(vm.SandboxID, filter.GetPodSandboxId()) ||
 				!matchesLabels(filter.GetLabelSelector(), vm.config.GetLabels()) {
 				continue
 			}
-			if stats := s.statsIfAny(ctx, box, vm); stats != nil {
-				response.Stats = append(response.Stats, stats)
-			}
+			read = append(read, func() *runtimeapi.ContainerStats { return s.statsIfAny(ctx, box, vm) })
 		}
 	}
-	return response, nil
+	return &runtimeapi.ListContainerStatsResponse{Stats: readAll(read)}, nil
+}
+
+// readAll calls functions, as many at a time as there are processors, and returns what
+// they return in their order, without nil.
+func readAll[T any](read []func() *T) []*T {
+	results := make([]*T, len(read))
+	var next atomic.Int64
+	var readers sync.WaitGroup
+	for range min(len(read), runtime.GOMAXPROCS(0)) {
+		readers.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(read)); i = next.Add(1) - 1 {
+				results[i] = read[i]()
+			}
+		})
+	}
+	readers.Wait()
+	return slices.DeleteFunc(results, func(one *T) bool { return one == nil })
 }
 
 // census is all sandboxes, and the VMs of each.
@@ -99,7 +118,7 @@ func (s *Server) stats(ctx context.Context, box sandbox, vm container) (*runtime
 	}}
 	usage, err := diskusage.MeasureOwn(s.Layout.VM(vm.ID).Dir)
 	if err == nil {
-		stats.WritableLayer, err = filesystem(s.Layout.VMs(), usage)
+		stats.WritableLayer, err = s.filesystem(s.Layout.VMs(), usage)
 	}
 	if err != nil {
 		s.Logger.WarnContext(ctx, "no statistics of disks", "container", vm.ID, "err", err)

@@ -3,6 +3,7 @@ package criserver
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -20,11 +21,11 @@ func (s *Server) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*
 	if err != nil {
 		return nil, fmt.Errorf("disk use of VMs: %w", err)
 	}
-	ofImages, err := filesystem(s.Layout.Images(), images)
+	ofImages, err := s.filesystem(s.Layout.Images(), images)
 	if err != nil {
 		return nil, fmt.Errorf("file system of images: %w", err)
 	}
-	ofDisks, err := filesystem(s.Layout.VMs(), disks)
+	ofDisks, err := s.filesystem(s.Layout.VMs(), disks)
 	if err != nil {
 		return nil, fmt.Errorf("file system of VMs: %w", err)
 	}
@@ -35,8 +36,8 @@ func (s *Server) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*
 }
 
 // filesystem is what a folder takes of the file system that it lies on.
-func filesystem(folder string, used diskusage.Usage) (*runtimeapi.FilesystemUsage, error) {
-	mountpoint, err := diskusage.Mountpoint(folder)
+func (s *Server) filesystem(folder string, used diskusage.Usage) (*runtimeapi.FilesystemUsage, error) {
+	mountpoint, err := s.mounts.of(folder)
 	if err != nil {
 		return nil, err
 	}
@@ -46,4 +47,28 @@ func filesystem(folder string, used diskusage.Usage) (*runtimeapi.FilesystemUsag
 		UsedBytes:  number(used.Bytes),
 		InodesUsed: number(used.Inodes),
 	}, nil
+}
+
+// mountpoints are found once for each of our folders: they stay where they are while
+// this process has its databases open below them.
+type mountpoints struct {
+	mu    sync.Mutex // guards known
+	known map[string]string
+}
+
+func (m *mountpoints) of(folder string) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if known, found := m.known[folder]; found {
+		return known, nil
+	}
+	mountpoint, err := diskusage.Mountpoint(folder)
+	if err != nil {
+		return "", err
+	}
+	if m.known == nil {
+		m.known = map[string]string{}
+	}
+	m.known[folder] = mountpoint
+	return mountpoint, nil
 }

@@ -152,6 +152,7 @@ type Server struct {
 	exits    *exits
 	events   *eventHub
 	rates    *rates
+	mounts   mountpoints
 	figures  *guestFigures
 	consoles *consoles
 	access   access
