@@ -1,10 +1,12 @@
 // Package cluster makes a Kubernetes cluster of one private node: etcd, API
 // server, scheduler, controller manager, kube-proxy, CoreDNS and metrics-server
-// around the daemons of package tests/node. It is what `make cluster` starts and what
-// the tests in tests/e2e/cluster run on.
+// around the daemons of package tests/node. Other nodes, with Ambipod or without, can
+// be added. It is what `make cluster` starts and what the tests in tests/e2e/cluster
+// and tests/e2e/install run on.
 //
 // Nouns. A Cluster is a Node whose kubelet has joined an API server which runs
-// in the node's own network namespace. Everybody proves who he is by a
+// in the node's own network namespace; added nodes have namespaces of their own, with a
+// link to that one. Everybody proves who he is by a
 // certificate of the cluster's authority; rights are RBAC's and the node
 // authorizer's. Files are below the node's root, in the folder cluster; logs
 // are among the node's.

@@ -10,12 +10,18 @@ import (
 )
 
 // AddPlainNode makes a node without Ambipod, whose kubelet talks to containerd
-// itself, a member of the cluster and returns when it is ready. The caller stops it
+// itself, a member of the cluster. All else is as with AddNode.
+func (c *Cluster) AddPlainNode(ctx context.Context, cfg node.Config) (*node.Node, error) {
+	cfg.Without = append(slices.Clone(cfg.Without), node.ImageSite, node.Libvirtd, node.VMRuntime, node.CRIProxy)
+	return c.AddNode(ctx, cfg)
+}
+
+// AddNode makes another node a member of the cluster and returns when it is ready. Its
+// pods and those of the cluster's first node reach each other. The caller stops it
 // before the cluster. Errors are those of node.Start. Nothing is left of the node
 // after a failure.
-func (c *Cluster) AddPlainNode(ctx context.Context, cfg node.Config) (*node.Node, error) {
-	cfg.Without = append(slices.Clone(cfg.Without),
-		node.ImageSite, node.Libvirtd, node.VMRuntime, node.CRIProxy, node.Kubelet)
+func (c *Cluster) AddNode(ctx context.Context, cfg node.Config) (*node.Node, error) {
+	cfg.Without = append(slices.Clone(cfg.Without), node.Kubelet)
 	n, err := node.Start(ctx, cfg)
 	if err != nil {
 		return nil, err

@@ -5,11 +5,12 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/ambipod/ambipod/tests/e2e/fixture"
 )
 
 // TestProbesOfVMs breaks what each kind of probe looks at: a VM that is not ready
@@ -35,41 +36,6 @@ func TestProbesOfVMs(t *testing.T) {
 			s.wait(t, "condition=Ready", pod)
 			s.says(t, pod, "failed liveness probe, will be restarted")
 		})
-	}
-}
-
-// TestDrain takes VMs off a node, one at a time as their budget says. It comes
-// before the parallel tests, whose pods need the node.
-func TestDrain(t *testing.T) {
-	s := newSpace(t)
-	s.apply(t, "pdb.yaml")
-	s.rolledOut(t, "deployment/front")
-	old := s.names(t, "pods", "app=front")
-	node := shared.Node().Name()
-	t.Cleanup(func() { atEnd(t, "uncordon", node) })
-	_, err := shared.Kubectl(deadline(t), "drain", node, "--pod-selector=app=front", "--timeout=15s")
-	if err == nil || !strings.Contains(err.Error(), "violate the pod's disruption budget") {
-		t.Fatalf("drain of both VMs: %v, want the budget to forbid it", err)
-	}
-	s.wait(t, "jsonpath={.status.currentHealthy}=1", "pdb/front")
-	eventually(t, "one of the two VMs has gone", func(ctx context.Context) error {
-		left, err := shared.Kubectl(ctx, "--namespace", s.name, "get", "pods", "-l", "app=front", "--field-selector=status.phase=Running", "-o", "name")
-		if err == nil && len(strings.Fields(left)) != 1 {
-			err = fmt.Errorf("running: %q: %w", left, errdefs.ErrUnavailable)
-		}
-		return err
-	})
-
-	kubectl(t, "uncordon", node)
-	s.rolledOut(t, "deployment/front")
-	gone := 0
-	for _, pod := range old {
-		if !slices.Contains(s.names(t, "pods", "app=front"), pod) {
-			gone++
-		}
-	}
-	if gone != 1 {
-		t.Errorf("%d of %q were replaced, want one", gone, old)
 	}
 }
 
@@ -179,11 +145,6 @@ func (s space) says(t *testing.T, object, want string) {
 	t.Helper()
 	eventually(t, object+" has an event that explains it", func(ctx context.Context) error {
 		_, name, _ := strings.Cut(object, "/")
-		got, err := shared.Kubectl(ctx, "--namespace", s.name, "get", "events", "--field-selector=involvedObject.name="+name,
-			"-o", `jsonpath={range .items[*]}{.reason}: {.message}{"\n"}{end}`)
-		if err == nil && !strings.Contains(got, want) {
-			err = fmt.Errorf("%q is not in %q: %w", want, got, errdefs.ErrUnavailable)
-		}
-		return err
+		return fixture.HasEvent(ctx, shared, s.name, name, want)
 	})
 }

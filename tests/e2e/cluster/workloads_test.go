@@ -95,6 +95,9 @@ func TestStatefulSetOfVMs(t *testing.T) {
 	if got := s.inGuest(t, "pod/db-1", "ls /data; hostname"); got != "db-1\n" {
 		t.Errorf("data and hostname of the second VM: %q", got)
 	}
+	if page := s.inGuest(t, "pod/db-1", "wget -q -O - http://db-0.db."+s.name+".svc.cluster.local"); !strings.Contains(page, "Hello from db-0,") {
+		t.Errorf("by the first VM's name the second reaches %q", page)
+	}
 
 	s.kubectl(t, "scale", db, "--replicas=1")
 	s.podsLeft(t, "app=db", 1)
