@@ -36,6 +36,16 @@ func TestExamples(t *testing.T) {
 			"kept\nzones\nread-only\n",
 		},
 		{
+			"cloud-init.yaml", "first-booted",
+			"hostname; cat /root/by-script /etc/motd; grep -c you@example /root/.ssh/authorized_keys",
+			"chosen\nscripted\nBe careful.\n1\n",
+		},
+		{
+			"hardware.yaml", "equipped",
+			`cd /sys/class/dmi/id; cat product_serial product_uuid; grep -c ^processor /proc/cpuinfo; ls -d /dev/tpm0 /sys/block/vda; grep -l 0x25ab /sys/bus/pci/devices/*/device | wc -l`,
+			"machine-7\n53008994-44c0-4017-ad44-9c49758083da\n2\n/dev/tpm0\n/sys/block/vda\n1\n",
+		},
+		{
 			"network.yaml", "networked",
 			"hostname; cat /etc/resolv.conf | sort",
 			"desk\nnameserver 192.0.2.53\nsearch office.example\n",
