@@ -2,6 +2,7 @@ package guestexec
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,9 +19,8 @@ import (
 	"github.com/ambipod/ambipod/pkg/unixsocket"
 )
 
-// launchTimeout bounds the making of a session, the transfer of the helper through
-// the agent included; emulated guests take seconds.
-const launchTimeout = 2 * time.Minute
+// launchPatience is the default of Options.Patience; emulated guests take seconds.
+const launchPatience = 2 * time.Minute
 
 // ErrUnsupported says that the guest cannot have a helper: the VM has no channel for
 // it, the agent may not start programs, or the guest runs no such programs. It is an
@@ -47,12 +47,15 @@ type Command struct {
 	Resize <-chan wire.Size
 }
 
-// Options configure an Executor; all are required.
+// Options configure an Executor; all are required unless they say otherwise.
 type Options struct {
 	Helper string // path of vmguest on the node
 	// SocketOwners are the users that a VM's socket and its listener may belong to.
 	SocketOwners []int
-	Logger       *slog.Logger
+	// Patience is how long a helper may take to come up in a guest, from the first word
+	// to the agent on; 0 is two minutes.
+	Patience time.Duration
+	Logger   *slog.Logger
 }
 
 // Executor runs commands in guests. Use New, and Close after use.
@@ -78,6 +81,7 @@ type slot struct {
 
 // New returns an Executor without sessions.
 func New(o Options) *Executor {
+	o.Patience = cmp.Or(o.Patience, launchPatience)
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Executor{options: o, stop: ctx, cancel: cancel, slots: map[string]*slot{}}
 }
@@ -195,9 +199,14 @@ func (e *Executor) slot(vm VM) (current *slot, fresh bool) {
 	e.launches.Go(func() {
 		defer close(made.done)
 		// The callers may give up; the next one will be glad of the session.
-		ctx, cancel := context.WithTimeout(e.stop, launchTimeout)
+		ctx, cancel := context.WithTimeout(e.stop, e.options.Patience)
 		defer cancel()
 		made.session, made.err = e.launch(ctx, vm)
+		if made.err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			// That deadline is not the caller's: only its words are passed on.
+			made.err = fmt.Errorf("the helper did not come up in the guest within %s, see whether the guest is busy or short of memory: %w: %s",
+				e.options.Patience, errdefs.ErrUnavailable, made.err.Error())
+		}
 		if made.err != nil {
 			e.remove(vm.ID, made)
 		}

@@ -406,3 +406,14 @@ func TestSilentHelperCostsNoMoreThanTheCallersTime(t *testing.T) {
 		t.Errorf("%v, want DeadlineExceeded", err)
 	}
 }
+
+// TestHelperThatDoesNotComeUp: a caller who would wait for ever gets an answer.
+func TestHelperThatDoesNotComeUp(t *testing.T) {
+	t.Parallel()
+	g := newFakeGuest(t)
+	g.patience, g.scriptHangs = 300*time.Millisecond, true
+	_, err := g.executor().Run(testContext(t), g.vm(), guestexec.Command{Argv: []string{"true"}})
+	if !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "did not come up in the guest within 300ms") {
+		t.Errorf("%v, want ErrUnavailable that says for how long it was waited", err)
+	}
+}

@@ -47,8 +47,10 @@ type fakeGuest struct {
 	launches int
 
 	// Set before the first command.
-	deny        string // what the agent answers to guest-exec instead of obeying
-	scriptFails string // what the script says instead of receiving the helper
+	deny        string        // what the agent answers to guest-exec instead of obeying
+	scriptFails string        // what the script says instead of receiving the helper
+	scriptHangs bool          // it says nothing at all
+	patience    time.Duration // the executor's
 }
 
 func newFakeGuest(t *testing.T) *fakeGuest {
@@ -103,7 +105,7 @@ func (g *fakeGuest) executor() *guestexec.Executor {
 		g.t.Fatal(err)
 	}
 	e := guestexec.New(guestexec.Options{
-		Helper: helper, SocketOwners: []int{os.Getuid()},
+		Helper: helper, SocketOwners: []int{os.Getuid()}, Patience: g.patience,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	g.t.Cleanup(e.Close)
@@ -164,6 +166,9 @@ func (g *fakeGuest) startHelperLocked(token, size string) {
 	case g.port = <-g.ports:
 	case <-time.After(patience):
 		g.t.Error("the node does not connect")
+		return
+	}
+	if g.scriptHangs {
 		return
 	}
 	port := g.port
