@@ -10,9 +10,13 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// bufferSize is what a Follower reads at once. It must exceed maxContent, so that
-// a full buffer always contains a record.
-const bufferSize = 4 * maxContent
+const (
+	// bufferSize is what a Follower reads at once. It must exceed maxContent, so that
+	// a full buffer always contains a record.
+	bufferSize = 4 * maxContent
+	// idleSize is what it has while its guest prints little: a node has many guests.
+	idleSize = 4 << 10
+)
 
 // copier moves bytes from source to sink and keeps the state of it.
 type copier struct {
@@ -46,7 +50,7 @@ func newCopier(o Options) (copier, error) {
 	}
 	c := copier{
 		source: source{path: o.Console}, statePath: o.State, log: o.Logger.With("console", o.Console), lost: o.Lost,
-		now: time.Now, buffer: make([]byte, bufferSize),
+		now: time.Now, buffer: make([]byte, idleSize),
 	}
 	if c.sink, err = openSink(o.Log, s); err != nil {
 		return copier{}, err
@@ -100,6 +104,9 @@ func (c *copier) copySome(watched *watchedFile, limit int, flush bool) (time.Dur
 			}
 			c.held += n
 			limit -= n
+			if c.held == len(c.buffer) {
+				c.resize(bufferSize)
+			}
 			continue
 		}
 		moved, err := c.advance()
@@ -107,10 +114,21 @@ func (c *copier) copySome(watched *watchedFile, limit int, flush bool) (time.Dur
 			return 0, err
 		}
 		if !moved && err == nil {
+			c.resize(idleSize)
 			return c.copyPrompt(flush)
 		}
 	}
 	return time.Nanosecond, c.commit(false)
+}
+
+// resize gives the buffer another size, unless what it holds would fill it.
+func (c *copier) resize(size int) {
+	if size == len(c.buffer) || size <= c.held {
+		return
+	}
+	buffer := make([]byte, size)
+	copy(buffer, c.buffer[:c.held])
+	c.buffer, c.records = buffer, nil
 }
 
 func (c *copier) copyPrompt(flush bool) (time.Duration, error) {

@@ -380,3 +380,37 @@ func TestLogMode(t *testing.T) {
 		t.Errorf("mode is %v, want -rw-r-----", info.Mode())
 	}
 }
+
+// The buffer is small while a guest prints little; a line of any length is in one record
+// all the same, however it arrives.
+func TestBufferGrowsAndShrinks(t *testing.T) {
+	dir := testFolder(t)
+	g := newGuest(t, dir)
+	r := newRehearsal(t, dir, slog.New(slog.DiscardHandler))
+	for _, first := range []int{1, idleSize - 1, idleSize, idleSize + 1, 3 * idleSize, maxContent - 10} {
+		line := strings.Repeat("z", first)
+		g.print(line)
+		r.copy(1<<20, false)
+		if log, err := os.ReadFile(r.options.Log); err != nil || strings.HasSuffix(string(log), "z\n") {
+			t.Errorf("the unfinished line of %d bytes is in the log already: %v", first, err)
+		}
+		g.print(" end\n")
+		r.copy(1<<20, false)
+		log, err := os.ReadFile(r.options.Log)
+		if err != nil || !strings.HasSuffix(string(log), " F "+line+" end\n") {
+			t.Errorf("the line of %d bytes in two parts is not one record: %v", first, err)
+		}
+		if size := len(r.copier.buffer); size != idleSize {
+			t.Errorf("after a line of %d bytes the buffer has %d", first, size)
+		}
+	}
+	g.print(strings.Repeat("flood\n", bufferSize))
+	r.copy(4*idleSize, false) // amidst the flood
+	if size := len(r.copier.buffer); size != bufferSize {
+		t.Errorf("amidst a flood the buffer has %d bytes, want %d", size, bufferSize)
+	}
+	r.copy(1<<20, true)
+	if got := r.logs(); got != string(g.all) {
+		t.Errorf("of %d bytes the log has %d", len(g.all), len(got))
+	}
+}
