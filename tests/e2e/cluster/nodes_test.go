@@ -36,6 +36,7 @@ func TestDrain(t *testing.T) {
 	s.areOn(t, second, second)
 
 	// There is no other node to go to, so the second VM must stay.
+	s.wait(t, "jsonpath={.status.disruptionsAllowed}=1", "pdb/front")
 	_, err := shared.Kubectl(deadline(t), "drain", second, "--pod-selector=app=front", "--timeout=15s")
 	if err == nil || !strings.Contains(err.Error(), "violate the pod's disruption budget") {
 		t.Fatalf("drain of both VMs: %v, want the budget to forbid it", err)

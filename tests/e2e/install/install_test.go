@@ -475,10 +475,14 @@ func testForce(t *testing.T) {
 	if after := members(t); !slices.Equal(before, after) {
 		t.Errorf("the VM's processes were %v and are %v without daemons", before, after)
 	}
-	page, err := node.Fetch(deadline(t), "http://"+kubectl(t, "get", "pod", "vm", "-o", "jsonpath={.status.podIP}")+"/")
-	if err != nil || !strings.Contains(string(page), "Hello from vm,") {
-		t.Errorf("without daemons the VM's page is %q (%v)", page, err)
-	}
+	url := "http://" + kubectl(t, "get", "pod", "vm", "-o", "jsonpath={.status.podIP}") + "/"
+	eventually(t, "the VM answers without daemons", func(ctx context.Context) error {
+		page, err := node.Fetch(ctx, url)
+		if err == nil && !strings.Contains(string(page), "Hello from vm,") {
+			err = fmt.Errorf("its page is %q", page)
+		}
+		return err
+	})
 
 	become(t, "base")
 	hasLabels(t, "true", "tcg", "virtlet")
