@@ -27,8 +27,8 @@ func TestExamples(t *testing.T) {
 		},
 		{
 			"disks.yaml", "many-disks",
-			`df -m / | awk 'NR == 2 {print ($2 > 150)}'; df /scratch | awk 'NR == 2 {print $6}'; blockdev --getsize64 /dev/raw-disk`,
-			"1\n/scratch\n33554432\n",
+			`df -m / | awk 'NR == 2 {print ($2 > 150)}'; df /scratch /cache | awk 'NR > 1 {print $6}'; blockdev --getsize64 /dev/raw-disk`,
+			"1\n/scratch\n/cache\n33554432\n",
 		},
 		{
 			"volumes.yaml", "with-folders",
@@ -84,7 +84,7 @@ func (s space) hostPort(t *testing.T, pod string) {
 // TestLocalVolumes gives VMs volumes of one node: a raw device and a folder.
 func TestLocalVolumes(t *testing.T) {
 	t.Parallel()
-	device, file := loop(t, "written on the node")
+	device, file := loop(t, "written on the node", 16<<20)
 	folder := t.TempDir()
 	if err := os.WriteFile(filepath.Join(folder, "file"), []byte("from the node"), 0o600); err != nil {
 		t.Fatal(err)
@@ -113,6 +113,24 @@ func TestLocalVolumes(t *testing.T) {
 	}
 	if got, err := os.ReadFile(filepath.Join(folder, "answer")); err != nil || string(got) != "back\n" {
 		t.Errorf("the folder has %q (%v), want what the guest wrote", got, err)
+	}
+}
+
+// TestPersistentRoot boots a pod, and then another, from one disk.
+func TestPersistentRoot(t *testing.T) {
+	t.Parallel()
+	device, _ := loop(t, "", 160<<20)
+	s := newSpace(t)
+	s.localVolume(t, "local-root-disks", "Block", device)
+	const pod = "pod/pet"
+	s.apply(t, "root-disk.yaml")
+	s.wait(t, "condition=Ready", pod)
+	s.inGuest(t, pod, "echo kept >/root/note; sync")
+	s.kubectl(t, "delete", pod)
+	s.apply(t, "root-disk.yaml")
+	s.wait(t, "condition=Ready", pod)
+	if got := s.inGuest(t, pod, "cat /root/note"); got != "kept\n" {
+		t.Errorf("the next pod reads %q from its root disk", got)
 	}
 }
 
@@ -146,13 +164,15 @@ spec:
 `, class, mode, path, shared.Node().Name()))
 }
 
-// loop attaches a file that begins with a text as a block device. It is detached
-// when the VM that has it is gone.
-func loop(t *testing.T, content string) (device, file string) {
+// loop attaches a file of a size in bytes that begins with a text as a block device. It
+// is detached when the VM that has it is gone.
+func loop(t *testing.T, content string, size int64) (device, file string) {
 	t.Helper()
-	const size = 16 << 20
 	file = filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(file, append([]byte(content), make([]byte, size-len(content))...), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, size); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", file).Output()
