@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -100,6 +101,24 @@ func hijack(answer string) http.HandlerFunc {
 	}
 }
 
+// changing breaks off each answer and has new content for the next, which it may try
+// to pass off as the rest of the old.
+func changing(disk []byte, parts bool) http.HandlerFunc {
+	var answers atomic.Int64
+	return func(w http.ResponseWriter, r *http.Request) {
+		first, total := 0, len(disk)
+		w.Header().Set("ETag", fmt.Sprintf(`"v%d"`, answers.Add(1)))
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &first); err == nil && parts {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, total-1, total))
+			w.Header().Set("Content-Length", fmt.Sprint(total-first))
+			w.WriteHeader(http.StatusPartialContent)
+		} else {
+			w.Header().Set("Content-Length", fmt.Sprint(total))
+		}
+		_, _ = w.Write(disk[first : first+1000])
+	}
+}
+
 func hostileServers() []hostileCase {
 	disk := imagetest.QCOW2("hostile")
 	stalled := func(w http.ResponseWriter, r *http.Request) {
@@ -146,6 +165,8 @@ func hostileServers() []hostileCase {
 			w.Header().Set("Content-Length", fmt.Sprint(len(disk)))
 			_, _ = w.Write(disk[:1000])
 		}, class: errdefs.IsUnavailable, why: "the connection broke after 1000 bytes"},
+		{name: "new content with every answer", handler: changing(disk, false), class: errdefs.IsUnavailable, why: "the content changed during the download"},
+		{name: "new content as the rest of the old", handler: changing(disk, true), class: errdefs.IsUnavailable, why: "it changed on the server"},
 		{name: "stall in the body", handler: stalled, class: errdefs.IsUnavailable, why: "the server stopped sending"},
 		{name: "stall before the header", handler: func(_ http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
@@ -279,8 +300,6 @@ func hostileWrappers(t *testing.T) []hostileCase {
 	if err := tw.Close(); err != nil {
 		t.Fatal(err)
 	}
-	// A frame header that asks for a window of 1 GiB, then an empty last block.
-	window := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa0, 0x01, 0x00, 0x00}
 	cases := []hostileCase{
 		{name: "gzip bomb", content: gzipped(t, bomb), class: errdefs.IsResourceExhausted, why: "when unpacked"},
 		{name: "zstd bomb", content: zstded(t, bomb), class: errdefs.IsResourceExhausted, why: "when unpacked"},
@@ -290,8 +309,12 @@ func hostileWrappers(t *testing.T) []hostileCase {
 		{name: "gzip with wrong checksum", content: flipped, why: "gzip stream is damaged"},
 		{name: "gzip with garbage behind", content: append(bytes.Clone(gz), "garbage"...), why: "gzip stream is damaged"},
 		{name: "zstd cut short", content: zst[:len(zst)-5], why: "zstd stream is damaged"},
-		{name: "zstd that needs too much memory", content: window, why: "zstd stream needs more than"},
+		{name: "zstd with garbage behind", content: append(bytes.Clone(zst), "garbage"...), why: "zstd stream is damaged"},
+		{name: "zstd with another stream behind", content: append(bytes.Clone(zst), noiseOf(4096)...), why: "zstd stream is damaged"},
+		{name: "zstd that needs too much memory", content: zstdFrame(30, 0, nil), why: "zstd stream needs more than"},
+		{name: "zstd that needs a bit too much memory", content: zstdFrame(27, 1, good), why: "zstd stream needs more than"},
 		{name: "xz cut short", content: xz[:len(xz)-20], why: "xz stream is damaged"},
+		{name: "xz that needs too much memory", content: xzWindow(xz, 36), why: "xz stream needs more than"},
 		{name: "xz with garbage inside", content: bytes.Replace(xz, xz[40:60], noiseOf(20), 1), why: "xz stream is damaged"},
 		{name: "gzip in gzip", content: gzipped(t, gz), why: "a gzip file"},
 		{name: "gzip of nothing", content: gzipped(t, nil), why: "the file is empty"},

@@ -193,18 +193,9 @@ func TestProgressIsLogged(t *testing.T) {
 
 // TestCheckIsConfined has a program in qemu-img's place tell what it may do.
 func TestCheckIsConfined(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // for the unprivileged user
-		t.Fatal(err)
-	}
-	const script = `#!/bin/sh
-echo "user $(id -u) cpu $(ulimit -t) memory $(ulimit -v) writes $(ulimit -f) core $(ulimit -c) folder $PWD secret ${AMBIPOD_SECRET-none} arguments $*"
+	programs(t, `echo "user $(id -u) cpu $(ulimit -t) memory $(ulimit -v) writes $(ulimit -f) core $(ulimit -c) folder $PWD secret ${AMBIPOD_SECRET-none} arguments $*"
 exit 1
-`
-	if err := os.WriteFile(filepath.Join(dir, "qemu-img"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+`, "qemu-img")
 	t.Setenv("AMBIPOD_SECRET", "42")
 	user := os.Getuid()
 	if user == 0 {
@@ -222,16 +213,9 @@ exit 1
 
 // TestCheckThatHangs has a program in qemu-img's place that never ends by itself.
 func TestCheckThatHangs(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "qemu-img"), []byte("#!/bin/sh\nexec sleep 1000\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	programs(t, "exec sleep 1000\n", "qemu-img")
 	s := openStore(t)
-	disk := filepath.Join(dir, "disk")
+	disk := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(disk, imagetest.QCOW2("a"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -4,9 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"os/exec"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -22,13 +21,9 @@ const (
 	wrapperZstd wrapper = "zstd"
 )
 
-const (
-	// maxWindow is the largest memory of past bytes that a zstd or xz stream may
-	// ask for: what "zstd --long" and "xz -9" use, and no more.
-	maxWindow = 128 << 20
-	// xzMemory limits all of xz, in bytes of address space.
-	xzMemory = "--as=402653184"
-)
+// maxWindow is the largest memory of past bytes that a zstd or xz stream may
+// ask for: what "zstd --long" uses, and twice what "xz -9" does.
+const maxWindow = 128 << 20
 
 // wrapping tells by the first bytes how a file is compressed.
 func wrapping(head []byte) wrapper {
@@ -85,27 +80,28 @@ func (u *unwrapped) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// sourceErrors remembers the error of the compressed stream.
+// sourceErrors remembers the error of the compressed stream, which the goroutine that
+// feeds xz may be reading.
 type sourceErrors struct {
 	source io.Reader
-	err    error
+	err    atomic.Pointer[error]
 }
 
 func (s *sourceErrors) Read(p []byte) (int, error) {
 	n, err := s.source.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
-		s.err = err
+		s.err.Store(&err)
 	}
 	return n, err
 }
 
 // explain tells a broken connection from a broken stream.
 func (s *sourceErrors) explain(w wrapper, err error) error {
-	if s.err != nil {
-		return s.err
+	if broken := s.err.Load(); broken != nil {
+		return *broken
 	}
 	if errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded) {
-		return classed(errNoDisk, "the zstd stream needs more than %d bytes of memory", maxWindow)
+		return tooMuchMemory(w)
 	}
 	var known *classedError
 	if w == wrapperNone || errors.As(err, &known) {
@@ -114,59 +110,6 @@ func (s *sourceErrors) explain(w wrapper, err error) error {
 	return classed(errNoDisk, "the %s stream is damaged: %w", w, err)
 }
 
-// xzReader is a running xz.
-type xzReader struct {
-	io.ReadCloser // its output
-
-	cmd     *exec.Cmd
-	cancel  context.CancelFunc
-	message *limitedBuffer
-	waited  bool
-	err     error
-}
-
-// startXZ runs xz in the sandbox: libraries in Go take many times as long.
-func (s *Store) startXZ(ctx context.Context, source io.Reader) (io.ReadCloser, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	x := &xzReader{cancel: cancel, message: &limitedBuffer{room: maxToolOutput}}
-	x.cmd = sandboxed(ctx, s.opts.QEMU, []string{xzMemory}, "xz", "--decompress", "--stdout", "--threads=1")
-	x.cmd.Stdin, x.cmd.Stderr = source, x.message
-	var err error
-	if x.ReadCloser, err = x.cmd.StdoutPipe(); err == nil {
-		err = x.cmd.Start()
-	}
-	if err != nil {
-		cancel()
-		return nil, join(missing(err, "xz", "xz-utils"), fmt.Errorf("run xz: %w", err))
-	}
-	return x, nil
-}
-
-// Read ends with the verdict of xz, not merely with its output.
-func (x *xzReader) Read(p []byte) (int, error) {
-	n, err := x.ReadCloser.Read(p)
-	if n > 0 || err == nil {
-		return n, nil
-	}
-	if err := x.wait(); err != nil {
-		if absent := missing(err, "xz", "xz-utils"); absent != nil {
-			return 0, absent
-		}
-		return 0, fmt.Errorf("%w: %s", err, excerpt(x.message.String()))
-	}
-	return 0, err
-}
-
-func (x *xzReader) wait() error {
-	if !x.waited {
-		x.waited, x.err = true, x.cmd.Wait()
-	}
-	return x.err
-}
-
-// Close stops xz if it still runs.
-func (x *xzReader) Close() error {
-	x.cancel()
-	_ = x.wait() // it was told to stop; what it says to that does not matter
-	return nil
+func tooMuchMemory(w wrapper) error {
+	return classed(errNoDisk, "the %s stream needs more than %d bytes of memory", w, maxWindow)
 }

@@ -29,6 +29,8 @@ func TestWrappedImages(t *testing.T) {
 		{"raw in zstd", zstded(t, raw), raw, FormatRaw},
 		{"raw in several zstd frames", frames, raw, FormatRaw},
 		{"raw in zstd with a long window", zstded(t, raw, zstd.WithWindowSize(64<<20)), raw, FormatRaw},
+		{"qcow2 in zstd with the longest window", zstdFrame(27, 0, qcow), qcow, FormatQCOW2},
+		{"qcow2 in xz with the longest window", xzWindow(xzed(t, qcow), 30), qcow, FormatQCOW2},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			srv := serve(t, map[string][]byte{"/d": tc.sent})
@@ -69,7 +71,9 @@ func TestUnpackedZerosTakeNoRoom(t *testing.T) {
 
 func TestMissingProgramsAreNamed(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	srv := serve(t, map[string][]byte{"/qcow2": imagetest.QCOW2("a"), "/xz": []byte("\xfd7zXZ\x00 and so on")})
+	srv := serve(t, map[string][]byte{
+		"/qcow2": imagetest.QCOW2("a"), "/xz": []byte("\xfd7zXZ\x00 and so on"),
+	})
 	s := openStore(t)
 	for path, packages := range map[string]string{"/qcow2": "qemu-utils", "/xz": "xz-utils"} {
 		_, err := s.Pull(t.Context(), srv.name(path), Credentials{})
