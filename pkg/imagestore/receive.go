@@ -18,7 +18,7 @@ const (
 	// headSize is how much is looked at before the rest is fetched.
 	headSize = 36 << 10
 	// flushEvery is after how many bytes a growing file is looked after.
-	flushEvery = 8 << 20
+	flushEvery = 2 << 20
 )
 
 // received is a complete file in the partial folder.

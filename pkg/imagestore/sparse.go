@@ -19,17 +19,31 @@ type sparseWriter struct {
 }
 
 func (w *sparseWriter) Write(p []byte) (int, error) {
+	from := 0 // of what is to be written
 	for at := 0; at < len(p); {
 		part := p[at:min(at+hole, len(p))]
-		if !bytes.Equal(part, zeros[:len(part)]) {
-			if _, err := w.file.WriteAt(part, w.size); err != nil {
-				return at, err
+		if bytes.Equal(part, zeros[:len(part)]) {
+			if err := w.put(p, from, at); err != nil {
+				return from, err
 			}
+			from = at + len(part)
 		}
-		w.size += int64(len(part))
 		at += len(part)
 	}
+	if err := w.put(p, from, len(p)); err != nil {
+		return from, err
+	}
+	w.size += int64(len(p))
 	return len(p), nil
+}
+
+// put writes a part of p to its place.
+func (w *sparseWriter) put(p []byte, from, to int) error {
+	if from == to {
+		return nil
+	}
+	_, err := w.file.WriteAt(p[from:to], w.size+int64(from))
+	return err
 }
 
 // Close gives the file its length, which a hole at the end does not.
