@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -217,21 +218,55 @@ func TestAlerts(t *testing.T) {
 	mustRun(t, "promtool", "test", "rules", top+"/deploy/overlays/monitoring/alerts_test.yaml")
 }
 
-// metric finds names of our metrics.
-var metric = regexp.MustCompile(`\b(?:ambipod|criproxy)_[a-z_]+`)
+var (
+	// metric finds names of our metrics.
+	metric = regexp.MustCompile(`\b(?:ambipod|criproxy)_[a-z_]+`)
+	// row is that of a metric in the documentation: names, and labels with their values.
+	row = regexp.MustCompile("(?m)^\\| (`(?:ambipod|criproxy)_.*?`) \\| (.*?) ?\\|")
+	// selector is a metric with what is asked of its labels; matcher is one of these.
+	selector = regexp.MustCompile(`\b((?:ambipod|criproxy)_[a-z_]+)\{([^}]*)\}`)
+	matcher  = regexp.MustCompile(`(\w+)(?:=~|!~|!=|=)\\?"([^"\\]*)`)
+)
 
-// Alerts and dashboard use metrics that the daemons are documented to have.
-func TestMetricsExist(t *testing.T) {
-	documented := map[string]bool{}
+// documentedMetrics are the labels of each metric, as its daemon's documentation has them.
+func documentedMetrics(t *testing.T) map[string]string {
+	t.Helper()
+	labels := map[string]string{}
 	for _, page := range []string{"monitoring.md", "criproxy.md"} {
-		for _, name := range metric.FindAllString(read(t, "docs/"+page), -1) {
-			documented[name] = true
+		for _, line := range row.FindAllStringSubmatch(read(t, "docs/"+page), -1) {
+			for _, name := range metric.FindAllString(line[1], -1) {
+				labels[name] = line[2]
+			}
 		}
 	}
+	return labels
+}
+
+// Alerts and dashboard use metrics that the daemons are documented to have, with labels
+// and values that they have.
+func TestMetricsExist(t *testing.T) {
+	documented := documentedMetrics(t)
 	for _, file := range []string{"alerts.yaml", "dashboard.json"} {
-		for _, name := range metric.FindAllString(read(t, "deploy/overlays/monitoring/"+file), -1) {
-			if !documented[strings.TrimSuffix(name, "_bucket")] {
+		text := read(t, "deploy/overlays/monitoring/"+file)
+		for _, name := range metric.FindAllString(text, -1) {
+			if _, found := documented[strings.TrimSuffix(name, "_bucket")]; !found {
 				t.Errorf("%s uses %s, which no daemon has", file, name)
+			}
+		}
+		for _, s := range selector.FindAllStringSubmatch(text, -1) {
+			labels, values, listed := strings.Cut(documented[strings.TrimSuffix(s[1], "_bucket")], ": ")
+			for _, m := range matcher.FindAllStringSubmatch(s[2], -1) {
+				if m[1] == "instance" {
+					continue // Prometheus' own
+				}
+				if !slices.Contains(strings.Split(labels, ", "), m[1]) {
+					t.Errorf("%s looks at label %s of %s, which has %s", file, m[1], s[1], labels)
+				}
+				for value := range strings.SplitSeq(m[2], "|") {
+					if listed && !slices.Contains(strings.Split(values, ", "), value) {
+						t.Errorf("%s looks for %s=%q of %s, which can be %s", file, m[1], value, s[1], values)
+					}
+				}
 			}
 		}
 	}
