@@ -62,7 +62,7 @@ type Manager struct {
 }
 
 // New returns a Manager. It needs no CNI configuration yet: see Status. Plugins that
-// an earlier Manager of the same folders has left running are killed.
+// an earlier Manager of the same folders has left running are waited for, and killed.
 func New(o Options) (*Manager, error) {
 	for _, dir := range []string{o.CacheDir, o.NetNSDir} {
 		if !filepath.IsAbs(dir) {
@@ -79,7 +79,7 @@ func New(o Options) (*Manager, error) {
 		}
 	}
 	if ended, err := endStrays(o.NetNSDir); ended > 0 || err != nil {
-		o.Logger.Warn("killed CNI plugins of an earlier process", "count", ended, "err", err)
+		o.Logger.Warn("ended CNI plugins of an earlier process", "count", ended, "err", err)
 	}
 	exec := &pluginExec{root: o.HostRoot}
 	return &Manager{

@@ -20,6 +20,10 @@ import (
 const (
 	// pluginOutputLimit is far above any real result.
 	pluginOutputLimit = 4 << 20
+	// pluginGrace is how long a plugin may go on when nobody waits for it any more. One
+	// that is killed amidst its work may leave what no DEL finds: host-local, an address
+	// that it has taken and not yet written down whose it is.
+	pluginGrace = 2 * time.Second
 	// pluginWaitDelay is how long a killed plugin's output pipes are waited for.
 	pluginWaitDelay = 2 * time.Second
 	busyRetries     = 10
@@ -27,7 +31,7 @@ const (
 )
 
 // pluginExec runs CNI plugins. Unlike libcni's own runner it ends a plugin
-// together with its children when the context does: a hung grandchild that
+// together with its children soon after the context: a hung grandchild that
 // holds the output pipe must not hang the pod's deletion.
 type pluginExec struct {
 	version.PluginDecoder
@@ -58,7 +62,10 @@ func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, 
 func (e *pluginExec) run(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	stdout := &limitedBuffer{limit: pluginOutputLimit}
 	stderr := &limitedBuffer{limit: pluginOutputLimit}
-	cmd := exec.CommandContext(ctx, path)
+	running, kill := context.WithCancel(context.WithoutCancel(ctx))
+	defer kill()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(pluginGrace, kill) })()
+	cmd := exec.CommandContext(running, path)
 	cmd.Env = environ
 	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.Stdout, cmd.Stderr = stdout, stderr

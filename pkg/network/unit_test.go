@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -163,6 +164,47 @@ func TestPluginIsFoundInRoot(t *testing.T) {
 		if path, err := e.FindInPath(name, []string{"/opt/cni", "/usr/libexec"}); err == nil {
 			t.Errorf("plugin %q was found at %s", name, path)
 		}
+	}
+}
+
+// TestPluginWhoseCallerLeaves: a plugin gets done what it has begun, unless that takes too
+// long.
+func TestPluginWhoseCallerLeaves(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		work string
+		done bool
+	}{
+		"busy":  {"sleep 0.3", true},
+		"hangs": {"sleep 1000 & sleep 1000", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			begun, done := filepath.Join(dir, "begun"), filepath.Join(dir, "done")
+			path := script(t, "echo >"+begun+"\n"+test.work+"\necho >"+done)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() {
+				_, err := new(pluginExec).ExecPlugin(ctx, path, nil, nil)
+				ended <- err
+			}()
+			for _, err := os.Stat(begun); err != nil; _, err = os.Stat(begun) {
+				select {
+				case err := <-ended:
+					t.Fatalf("the plugin ended at once: %v", err)
+				case <-time.After(10 * time.Millisecond):
+				}
+			}
+			cancel()
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				t.Errorf("the caller who left is told %v", err)
+			}
+			if _, err := os.Stat(done); (err == nil) != test.done {
+				t.Errorf("the plugin got done: %v", err)
+			}
+		})
 	}
 }
 
