@@ -75,8 +75,8 @@ func (m machine) local(find func() (seed, error)) error {
 		m.network(s.networkConfig),
 		m.resolver(user.config),
 		m.perInstance(meta, user),
+		m.runAll(user.config.BootCmd, m.console), // which may make what is to be mounted
 		m.mounts(user.config.Mounts),
-		m.runAll(user.config.BootCmd, m.console),
 	)
 	if err := errors.Join(problems...); err != nil {
 		return err

@@ -123,7 +123,7 @@ runcmd: [late]
 	if err := r.boot(s); err != nil {
 		t.Fatal(err)
 	}
-	r.expectCommands("hostname web", "mount -t virtiofs -o ro data /mnt/data", "/bin/sh -c early")
+	r.expectCommands("hostname web", "/bin/sh -c early", "mount -t virtiofs -o ro data /mnt/data")
 	r.expectFile("/etc/hostname", "web\n")
 	r.expectFile("/etc/a", "text\n")
 	r.expectFile("/etc/b", "hello again")
@@ -150,7 +150,7 @@ runcmd: [late]
 		t.Fatal(err)
 	}
 	r.expectFile("/etc/a", "changed\n")
-	r.expectCommands("hostname web", "mount -t virtiofs -o ro data /mnt/data", "/bin/sh -c early")
+	r.expectCommands("hostname web", "/bin/sh -c early", "mount -t virtiofs -o ro data /mnt/data")
 	r.commands = nil
 	if err := r.final(); err != nil {
 		t.Fatal(err)
