@@ -21,6 +21,10 @@ import (
 // Domain is the prefix of Ambipod's own annotations.
 const Domain = "vm.ambipod.io/"
 
+// MountScript stands, in user-data scripts written for Virtlet, for commands that mount
+// the pod's volumes. A script may consist of it alone.
+const MountScript = "@virtlet-mount-script@"
+
 // Settings is what the annotations of a pod ask for; zero values ask for nothing.
 type Settings struct {
 	VCPUs         int    // number of virtual CPUs, 0 for as many as the CPU limit needs
@@ -102,6 +106,9 @@ func Parse(pod map[string]string) (Settings, error) {
 				name, errdefs.ErrInvalidArgument)
 		}
 	}
+	if settings.CPU != nil {
+		settings.CPUModel = "" // a model would be part of the setting
+	}
 	return settings, settings.check()
 }
 
@@ -116,8 +123,6 @@ func (s Settings) check() error {
 		return exclude("user-data", "user-data-source-key")
 	case s.UserDataKey != "" && s.UserDataSource == Source{}:
 		return fmt.Errorf("annotation %s needs %s beside it: %w", Domain+"user-data-source-key", Domain+"user-data-source", errdefs.ErrInvalidArgument)
-	case s.CPU != nil && s.CPUModel != "":
-		return exclude("cpu-model", "libvirt-cpu-setting")
 	case s.Firmware == FirmwareSecure && s.Machine == machinePC:
 		return fmt.Errorf("annotation %s: the firmware %s needs the machine %s: %w", Domain+"machine", FirmwareSecure, machineQ35, errdefs.ErrInvalidArgument)
 	case s.NICQueues > 1 && s.NICModel != NICVirtio:

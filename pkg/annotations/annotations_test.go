@@ -52,7 +52,7 @@ func TestParse(t *testing.T) {
 		},
 		{
 			"a processor in libvirt's terms",
-			map[string]string{"VirtletLibvirtCPUSetting": "mode: custom\nmodel:\n  value: core2duo\n  fallback: forbid\nfeatures:\n- policy: disable\n  name: vmx\n"},
+			map[string]string{"VirtletCPUModel": "host-model", "VirtletLibvirtCPUSetting": "mode: custom\nmodel:\n  value: core2duo\n  fallback: forbid\nfeatures:\n- policy: disable\n  name: vmx\n"},
 			Settings{Firmware: "bios", NICModel: "virtio", DiskBus: "scsi", Datasource: "nocloud", CPU: &CPU{
 				Mode: "custom", Model: CPUModel{Value: "core2duo", Fallback: "forbid"}, Features: []CPUFeature{{Policy: "disable", Name: "vmx"}},
 			}},
@@ -129,7 +129,6 @@ func TestParseRefuses(t *testing.T) {
 		{"a feature without a name", map[string]string{"VirtletLibvirtCPUSetting": "features: [{policy: force}]"}, []string{"force"}},
 		{"an unknown policy", map[string]string{"VirtletLibvirtCPUSetting": "features: [{policy: hide, name: vmx}]"}, []string{"hide", "disable"}},
 		{"a key without its kind", map[string]string{"VirtletSSHKeys": "AAAA"}, []string{"AAAA", "authorized_keys"}},
-		{"two processors", map[string]string{Domain + "cpu-model": "maximum", "VirtletLibvirtCPUSetting": "mode: maximum"}, []string{"cpu-model", "exclude"}},
 		{"an unknown datasource", map[string]string{"VirtletCloudInitImageType": "ec2"}, []string{"ec2", "`configdrive`"}},
 		{"contradicting names", map[string]string{Domain + "vcpu-count": "1", "VirtletVCPUCount": "2"}, []string{`"1"`, `"2"`, "remove one"}},
 		{"a misspelt name", map[string]string{Domain + "vcpu-cont": "1"}, []string{"vcpu-cont", "unknown"}},

@@ -112,12 +112,12 @@ var general = []Annotation{
 	},
 	{
 		Name: Domain + "user-data-script", Alias: "VirtletCloudInitUserDataScript",
-		Allowed: "a text that begins with `#!`", Default: "none",
+		Allowed: "a text that begins with `#!`, or with Virtlet's placeholder", Default: "none",
 		Doc: "cloud-init user-data as a script that runs at the guest's first boot. Excludes `user-data`. The pod's volumes are mounted by then, " +
 			"so Virtlet's placeholder `@virtlet-mount-script@` becomes a command that does nothing.",
 		parse: func(s *Settings, value string) error {
 			s.UserScript = value
-			if !strings.HasPrefix(value, "#!") {
+			if !strings.HasPrefix(value, "#!") && !strings.HasPrefix(value, MountScript) {
 				return errors.New("does not begin with #! as a script does")
 			}
 			return nil
@@ -250,7 +250,7 @@ var general = []Annotation{
 		Allowed: "a YAML mapping with `mode`, `match`, `check`, `migratable`, `vendor`, `model` (`value`, `fallback`) and `features` (`policy`, `name`)",
 		Default: "as `cpu-model` says",
 		Doc: "The processor that the guest sees, in the terms of libvirt's `<cpu>` element. Its topology follows from the number of virtual CPUs. " +
-			"Excludes `cpu-model`.",
+			"It counts in place of `cpu-model`.",
 		parse: func(s *Settings, value string) (err error) { s.CPU, err = parseCPU(value); return err },
 	},
 	{

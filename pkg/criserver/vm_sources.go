@@ -21,13 +21,16 @@ import (
 // defaultKeys is the entry of a ConfigMap or Secret that holds SSH keys.
 const defaultKeys = "authorized_keys"
 
-// mountScript stands, in scripts written for Virtlet, for commands that mount the pod's
-// volumes. Here they are mounted before any script runs; a command that does nothing
-// takes its place.
-const mountScript = "@virtlet-mount-script@"
-
-// script is user-data that reaches the guest as it is but for mountScript.
-func script(text []byte) []byte { return bytes.ReplaceAll(text, []byte(mountScript), []byte("true")) }
+// script is user-data that reaches the guest as it is but for the placeholder of
+// Virtlet's scripts. The pod's volumes are mounted before any script runs, so a
+// command that does nothing takes its place.
+func script(text []byte) []byte {
+	placeholder := []byte(annotations.MountScript)
+	if bytes.HasPrefix(text, placeholder) {
+		text = append([]byte("#!/bin/sh\n"), text...)
+	}
+	return bytes.ReplaceAll(text, placeholder, []byte("true"))
+}
 
 // sources are where ConfigMaps and Secrets come from that annotations name.
 type sources struct {

@@ -69,7 +69,8 @@ func TestUserDataFromVolumes(t *testing.T) {
 		"one entry, decoded": {map[string]string{
 			"VirtletCloudInitUserDataSource": "configmap/data", "VirtletCloudInitUserDataSourceKey": "encoded", "VirtletCloudInitUserDataSourceEncoding": "base64",
 		}, "#!/bin/sh"},
-		"script for Virtlet": {map[string]string{"VirtletCloudInitUserDataScript": "#!/bin/sh\n@virtlet-mount-script@\nls /data\n"}, "#!/bin/sh\ntrue\nls /data\n"},
+		"script for Virtlet":          {map[string]string{"VirtletCloudInitUserDataScript": "#!/bin/sh\n@virtlet-mount-script@\nls /data\n"}, "#!/bin/sh\ntrue\nls /data\n"},
+		"Virtlet's placeholder alone": {map[string]string{"VirtletCloudInitUserDataScript": "@virtlet-mount-script@"}, "#!/bin/sh\ntrue"},
 		"annotation merged over it": {map[string]string{
 			"VirtletCloudInitUserDataSource": "secret/data", "VirtletCloudInitUserData": "packages: [vim]\nuser: me\n",
 		}, "#cloud-config\npackages:\n  - secret\n  - vim\nuser: me\n"},
