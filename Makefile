@@ -4,7 +4,7 @@
 VERSION ?= 0.1.0~dev
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up cluster down build test unit integration e2e faults conformance bench images deb lint clean
+.PHONY: help demo up cluster down build test unit integration e2e ceph faults conformance bench images deb lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ integration: ## run the tests with real libvirtd, QEMU, CNI plugins and containe
 e2e: ## run the tests with a real kubelet; E2E_RUN=REGEXP chooses some
 	@hack/setup.sh test
 	@hack/test.sh e2e
+
+ceph: ## run the test of VMs with disks in a private Ceph cluster (3 min)
+	@hack/setup.sh ceph
+	@hack/test.sh ceph
 
 faults: ## kill, freeze and mislead every part of a node at every moment (15 min)
 	@hack/setup.sh test

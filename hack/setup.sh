@@ -3,7 +3,7 @@
 # pinned Go tools, Ambipod's binaries and the images that the private node
 # serves. Every step is skipped when nothing that it depends on has changed.
 #
-# usage: hack/setup.sh [demo|cluster|test|images|lint]
+# usage: hack/setup.sh [demo|cluster|test|ceph|images|lint]
 #   demo     what `make demo` and `make up` need (the default)
 #   cluster  the same, and Kubernetes' control plane for `make cluster`
 #   test     the same, and what only tests need
@@ -39,6 +39,8 @@ packages_images_node=(mmdebstrap debian-archive-keyring gpgv jq)
 packages_debian=(mmdebstrap debian-archive-keyring gpgv)
 # The bus by which kubelet is told, in tests, that the machine shuts down.
 packages_e2e=(dbus-daemon)
+# A storage cluster, and the part of QEMU that reaches it.
+packages_ceph=(ceph-mon ceph-osd ceph-common qemu-block-extra)
 packages_lint=(shellcheck gcc libc6-dev pkg-config libvirt-dev git)
 
 die() {
@@ -193,6 +195,10 @@ main() {
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}"
 		step 'build the control plane' "$top/hack/build-tools.sh" "${cluster[@]}"
 		;;
+	ceph)
+		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_ceph[@]}"
+		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}" gotestsum
+		;;
 	test)
 		packages "${packages_vm[@]}" "${packages_node[@]}" "${packages_images[@]}" "${packages_cluster[@]}" \
 			"${packages_debian[@]}" "${packages_disks[@]}" "${packages_images_node[@]}" "${packages_deploy[@]}" \
@@ -213,7 +219,7 @@ main() {
 		return
 		;;
 	*)
-		die "unknown argument \"$want\"; it must be demo, cluster, test, images or lint"
+		die "unknown argument \"$want\"; it must be demo, cluster, test, ceph, images or lint"
 		;;
 	esac
 	step 'build Ambipod' binaries

@@ -6,6 +6,7 @@
 #   integration  files with the build tag integration: real daemons, as root
 #   e2e          files with the build tag e2e: a real kubelet, as root;
 #                the environment's E2E_RUN chooses tests by a regular expression
+#   ceph         the e2e test that needs Ceph
 #   faults       files with the build tag faults: every daemon killed, frozen and
 #                misled, as root
 #   faults-brief a part of it that takes three minutes
@@ -77,6 +78,9 @@ for ring; do
 		;;
 	e2e)
 		tagged_ring e2e "${E2E_RUN:-}"
+		;;
+	ceph)
+		go_test ceph -tags e2e,ceph -count 1 -timeout 20m -run '^TestFlexvolumesOnCeph$' ./tests/e2e
 		;;
 	faults)
 		tagged_ring faults

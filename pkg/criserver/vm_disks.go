@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -34,9 +35,10 @@ const disksAnnotation = "annotation " + annotations.Domain + "disks"
 
 // guestDisk is a disk of the guest beside that of cloud-init.
 type guestDisk struct {
-	node     string    // block device in the node's /dev; "" for a file
-	file     *diskFile // that is made for the VM
-	path     string    // of a link in the guest; "" for none
+	node     string         // block device in the node's /dev; "" for a file
+	file     *diskFile      // that is made for the VM
+	rbd      flexvolume.RBD // in a Ceph cluster; zero for a disk of the node
+	path     string         // of a link in the guest; "" for none
 	mounts   []diskMount
 	serial   string
 	readOnly bool
@@ -103,10 +105,15 @@ func (v *guestVolumes) addVolumeDisk(mount *runtimeapi.Mount, settings annotatio
 		disk.serial, disk.readOnly, where.part = diskSerial("volume "+name), options.ReadOnly, options.Part
 		where.readOnly = where.readOnly || options.ReadOnly
 		disk.use = diskOf(settings.Disks, name)
-		if options.Type == flexvolume.QCOW2 {
+		switch options.Type {
+		case flexvolume.QCOW2:
 			disk.file = &diskFile{name: disk.serial, size: options.Capacity, fileSystem: "ext4"}
-		} else if disk.node, err = rawDevice(options.Path, rawDevices); err != nil {
-			return true, fmt.Errorf("flexvolume %s: %w", name, err)
+		case flexvolume.Ceph:
+			disk.rbd = options.RBD
+		default:
+			if disk.node, err = rawDevice(options.Path, rawDevices); err != nil {
+				return true, fmt.Errorf("flexvolume %s: %w", name, err)
+			}
 		}
 		if disk.use.Size > 0 || disk.use.FileSystem != "" {
 			return true, fmt.Errorf("%s: volume %s is a flexVolume, whose options say its size and file system: %w", disksAnnotation, name, errdefs.ErrInvalidArgument)
@@ -267,6 +274,13 @@ func (s *Server) makeDisks(ctx context.Context, vm container, found guestVolumes
 func (v guestVolumes) openDisks(files layout.VM) (openDisks, error) {
 	var opened openDisks
 	for _, disk := range v.disks {
+		if disk.rbd.User != "" {
+			key, err := base64.StdEncoding.DecodeString(disk.rbd.Key)
+			if err != nil {
+				return nil, errors.Join(fmt.Errorf("disk %s of the pod: %w", disk.serial, err), opened.close())
+			}
+			opened = append(opened, libvirttools.OpenDisk{Name: disk.secret(files), Key: key})
+		}
 		if disk.file == nil || disk.file.folder == "" {
 			continue
 		}
@@ -284,7 +298,9 @@ type openDisks []libvirttools.OpenDisk
 func (o openDisks) close() error {
 	var failures error
 	for _, disk := range o {
-		failures = errors.Join(failures, disk.File.Close())
+		if disk.File != nil {
+			failures = errors.Join(failures, disk.File.Close())
+		}
 	}
 	return failures
 }
@@ -295,6 +311,8 @@ func (v guestVolumes) libvirtDisks(files layout.VM, bus string) []libvirttools.D
 	for _, disk := range v.disks {
 		out := libvirttools.Disk{Bus: bus, Serial: disk.serial, ReadOnly: disk.readOnly}
 		switch {
+		case disk.rbd.Image != "":
+			out.Path, out.RBD, out.Format = path.Join(disk.rbd.Pool, disk.rbd.Image), disk.cluster(files), libvirttools.FormatRaw
 		case disk.file == nil:
 			out.Path, out.Device, out.Format = disk.node, true, libvirttools.FormatRaw
 		case disk.file.folder == "":
@@ -307,6 +325,21 @@ func (v guestVolumes) libvirtDisks(files layout.VM, bus string) []libvirttools.D
 	}
 	return disks
 }
+
+// cluster is where libvirt finds a disk that is not on the node.
+func (d guestDisk) cluster(files layout.VM) *libvirttools.RBD {
+	cluster := &libvirttools.RBD{User: d.rbd.User}
+	if d.rbd.User != "" {
+		cluster.Secret = d.secret(files)
+	}
+	for monitor := range strings.SplitSeq(d.rbd.Monitors, ",") {
+		cluster.Monitors = append(cluster.Monitors, flexvolume.WithPort(monitor))
+	}
+	return cluster
+}
+
+// secret is what libvirt calls the key to a disk's cluster. It is the VM's own.
+func (d guestDisk) secret(files layout.VM) string { return files.Dir + " " + d.serial }
 
 // useAs changes how a disk is used to what the author says.
 func useAs(disk *libvirttools.Disk, wish annotations.Disk) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -125,7 +126,7 @@ func TestDisksThatAVMCannotHave(t *testing.T) {
 		"too many disks":                 {nil, many.String(), errdefs.IsInvalidArgument, []string{"25 disks", "24"}},
 		"a flexvolume that is resized":   {flexible(`{"type":"qcow2"}`), `[{volume: flex, size: 1Gi}]`, errdefs.IsInvalidArgument, []string{"vm.ambipod.io/disks", "flex"}},
 		"a flexvolume of unknown type":   {flexible(`{"type":"nfs"}`), ``, errdefs.IsInvalidArgument, []string{"/flex", "nfs"}},
-		"a flexvolume on Ceph":           {flexible(`{"type":"ceph"}`), ``, errdefs.IsNotImplemented, []string{"/flex", "flexvolume flex", "ceph"}},
+		"a flexvolume on no Ceph":        {flexible(`{"type":"ceph"}`), ``, errdefs.IsInvalidArgument, []string{"/flex", "flexvolume flex", "monitor"}},
 		"a raw flexvolume of no device":  {flexible(`{"type":"raw","path":"/dev/null"}`), ``, errdefs.IsInvalidArgument, []string{"flexvolume flex", "/dev/null"}},
 		"a raw flexvolume of none there": {flexible(`{"type":"raw","path":"/dev/none"}`), ``, errdefs.IsNotFound, []string{"flexvolume flex", "/dev/none"}},
 	} {
@@ -145,6 +146,48 @@ func TestDisksThatAVMCannotHave(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestDisksOnCeph: libvirt learns where an RBD image is; the key to it goes another way.
+func TestDisksOnCeph(t *testing.T) {
+	t.Parallel()
+	s := diskServer(t)
+	files := s.Layout.VM(testID)
+	open, closed := `{"type":"ceph","monitor":"mon","pool":"p","volume":"open","part":"0"}`,
+		`{"type":"ceph","monitor":"10.0.0.1:3300,mon","pool":"p","volume":"closed","user":"libvirt","secret":"a2V5"}`
+	found, err := s.volumesOf(withMounts(
+		&runtimeapi.Mount{ContainerPath: "/open", HostPath: flexvolumeFolder(t, "open", open)},
+		&runtimeapi.Mount{ContainerPath: "/closed", HostPath: flexvolumeFolder(t, "closed", closed)},
+	), settingsFor(t, `[{volume: closed, bus: virtio}]`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	openSerial, closedSerial := diskSerial("volume open"), diskSerial("volume closed")
+	secret := files.Dir + " " + closedSerial
+	want := []libvirttools.Disk{
+		{Path: "p/open", Format: "raw", Bus: "scsi", Serial: openSerial, RBD: &libvirttools.RBD{Monitors: []string{"mon:6789"}}},
+		{Path: "p/closed", Format: "raw", Bus: "virtio", Serial: closedSerial, RBD: &libvirttools.RBD{
+			Monitors: []string{"10.0.0.1:3300", "mon:6789"}, User: "libvirt", Secret: secret,
+		}},
+	}
+	if diff := cmp.Diff(want, found.libvirtDisks(files, "scsi")); diff != "" {
+		t.Errorf("disks (-want +got):\n%s", diff)
+	}
+	opened, err := found.openDisks(files)
+	if err != nil || len(opened) != 1 || opened[0].Name != secret || string(opened[0].Key) != "key" {
+		t.Errorf("libvirt is given %+v, %v; want the key to the second disk", opened, err)
+	}
+	if err := opened.close(); err != nil {
+		t.Error(err)
+	}
+	for _, command := range []cloudinit.Command{
+		{"sh", "-c", mountDisk, "ambipod-mount", openSerial, "/open", "0", "rw"},
+		{"sh", "-c", mountDisk, "ambipod-mount", closedSerial, "/closed", "1", "rw"},
+	} {
+		if !slices.ContainsFunc(found.bootCommands(), func(c cloudinit.Command) bool { return slices.Equal(c, command) }) {
+			t.Errorf("the guest does not run %q", command)
+		}
 	}
 }
 

@@ -112,6 +112,10 @@ func TestBuildXMLGolden(t *testing.T) {
 		libvirttools.Disk{Path: "/dev/vg/c", Device: true, Format: "raw", Bus: libvirttools.BusVirtio, Cache: libvirttools.CacheWriteBack},
 		libvirttools.Disk{Path: "/dev/vg/d", Device: true, Format: "raw", IO: libvirttools.IOThreads, Discard: libvirttools.DiscardIgnore},
 		libvirttools.Disk{Path: "/kubelet/e/disk.raw", Handed: "volume-e", Format: "raw", Serial: "e"},
+		libvirttools.Disk{Path: "pool/image", Format: "raw", Serial: "f", RBD: &libvirttools.RBD{
+			Monitors: []string{"10.0.0.1:6789", "[fd00::1]:3300"}, User: "libvirt", Secret: "c0 f",
+		}},
+		libvirttools.Disk{Path: "pool/open", Format: "raw", ReadOnly: true, RBD: &libvirttools.RBD{Monitors: []string{"mon:6789"}}},
 	)
 	for name, d := range map[string]libvirttools.Domain{
 		"described": described, "tuned": tuned, "ninep": ninep, "equipped": equippedDomain(), "equipped-pc": oldUEFI,
@@ -257,15 +261,27 @@ func TestBuildXMLRefuses(t *testing.T) {
 		"same target twice":    {func(d *domain) { d.Disks[0].Target, d.Disks[1].Target = "sda", "sda" }, "two disks"},
 		"virtio CD-ROM":        {func(d *domain) { d.Disks[1].Bus = libvirttools.BusVirtio }, "CD-ROM"},
 		"overlay handed over":  {func(d *domain) { d.Disks[0].Handed = "x" }, "handed over"},
-		"handed by odd name":   {func(d *domain) { d.Disks[0].Backing, d.Disks[0].Handed = nil, "a,b" }, "handed over"},
-		"odd serial":           {func(d *domain) { d.Disks[0].Serial = "a,b" }, "serial"},
-		"long serial":          {func(d *domain) { d.Disks[0].Serial = strings.Repeat("x", 37) }, "serial"},
-		"unknown cache":        {func(d *domain) { d.Disks[0].Cache = "writearound" }, `cache "writearound"`},
-		"unknown io":           {func(d *domain) { d.Disks[0].IO = "aio" }, `io "aio"`},
-		"unknown discard":      {func(d *domain) { d.Disks[0].Discard = "on" }, `discard "on"`},
-		"cached native io":     {func(d *domain) { d.Disks[0].IO = libvirttools.IONative }, "needs the cache none or directsync"},
-		"fifth IDE drive":      {func(d *domain) { d.Disks = many(5, libvirttools.BusIDE) }, "room for 4"},
-		"27th virtio disk":     {func(d *domain) { d.Disks = many(27, libvirttools.BusVirtio) }, "room for 26"},
+		"Ceph without monitors": {func(d *domain) {
+			d.Disks[0] = libvirttools.Disk{Path: "p/i", Format: "raw", RBD: &libvirttools.RBD{}}
+		}, "needs monitors"},
+		"Ceph without a secret": {func(d *domain) {
+			d.Disks[0] = libvirttools.Disk{Path: "p/i", Format: "raw", RBD: &libvirttools.RBD{Monitors: []string{"m:1"}, User: "u"}}
+		}, "name of a secret"},
+		"Ceph without a port": {func(d *domain) {
+			d.Disks[0] = libvirttools.Disk{Path: "p/i", Format: "raw", RBD: &libvirttools.RBD{Monitors: []string{"m"}}}
+		}, "HOST:PORT"},
+		"part of Ceph": {func(d *domain) {
+			d.Disks[0] = libvirttools.Disk{Path: "p/i", Format: "raw", Size: 1, RBD: &libvirttools.RBD{Monitors: []string{"m:1"}}}
+		}, "whole one"},
+		"handed by odd name": {func(d *domain) { d.Disks[0].Backing, d.Disks[0].Handed = nil, "a,b" }, "handed over"},
+		"odd serial":         {func(d *domain) { d.Disks[0].Serial = "a,b" }, "serial"},
+		"long serial":        {func(d *domain) { d.Disks[0].Serial = strings.Repeat("x", 37) }, "serial"},
+		"unknown cache":      {func(d *domain) { d.Disks[0].Cache = "writearound" }, `cache "writearound"`},
+		"unknown io":         {func(d *domain) { d.Disks[0].IO = "aio" }, `io "aio"`},
+		"unknown discard":    {func(d *domain) { d.Disks[0].Discard = "on" }, `discard "on"`},
+		"cached native io":   {func(d *domain) { d.Disks[0].IO = libvirttools.IONative }, "needs the cache none or directsync"},
+		"fifth IDE drive":    {func(d *domain) { d.Disks = many(5, libvirttools.BusIDE) }, "room for 4"},
+		"27th virtio disk":   {func(d *domain) { d.Disks = many(27, libvirttools.BusVirtio) }, "room for 26"},
 		"lonely virtio disk": {func(d *domain) {
 			d.Disks = []libvirttools.Disk{{Path: "/x", Format: "raw", Bus: libvirttools.BusVirtio, Target: "vdj"}}
 		}, "target vdi, which no disk has"},

@@ -82,6 +82,8 @@ func disk(d Disk, target string, boots bool) libvirtxml.DomainDisk {
 // setDriver says how QEMU reads and writes a disk.
 func setDriver(driver *libvirtxml.DomainDiskDriver, d Disk) {
 	switch {
+	case d.RBD != nil:
+		driver.Cache = CacheNone
 	case d.Device:
 		// Another node may write to it next: nothing of it stays in this one's memory.
 		driver.Cache, driver.IO = CacheNone, IONative
@@ -121,7 +123,9 @@ func backing(d *Disk) *libvirtxml.DomainDiskBackingStore {
 
 func source(d Disk, label []libvirtxml.DomainDeviceSecLabel) *libvirtxml.DomainDiskSource {
 	out := &libvirtxml.DomainDiskSource{}
-	if d.Device {
+	if d.RBD != nil {
+		out.Network = rbd(d)
+	} else if d.Device {
 		out.Block = &libvirtxml.DomainDiskSourceBlock{Dev: d.Path, SecLabel: label}
 	} else {
 		out.File = &libvirtxml.DomainDiskSourceFile{File: d.Path, FDGroup: d.Handed, SecLabel: label}

@@ -102,8 +102,9 @@ type CPUFeature struct{ Policy, Name string }
 
 // Disk is a disk of the guest, backed by a file or a block device of the node.
 type Disk struct {
-	Path   string // absolute
+	Path   string // absolute; of RBD, POOL/IMAGE
 	Device bool   // Path is a block device and no file
+	RBD    *RBD   // the disk is in a Ceph cluster; nil for one of the node
 	Format string // FormatQCOW2 or FormatRaw
 	// Offset and Size, in bytes, are the part of a raw disk that the guest has; all of
 	// it if Size is 0.
@@ -127,6 +128,14 @@ type Disk struct {
 	Cache   string // CacheNone …
 	IO      string // IOThreads or IONative, which needs CacheNone or CacheDirectSync
 	Discard string // DiscardUnmap or DiscardIgnore
+}
+
+// RBD is a Ceph cluster that QEMU reaches by itself.
+type RBD struct {
+	Monitors []string // HOST:PORT
+	User     string   // "" for a cluster that wants none
+	// Secret is the name under which Start is given the user's key.
+	Secret string
 }
 
 // Share is a folder that the guest mounts with the file system type virtiofs. Its

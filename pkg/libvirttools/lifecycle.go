@@ -72,24 +72,42 @@ func (c *Client) nameIsFree(conn *libvirt.Connect, name, uuid string) error {
 	return errors.Join(dom.Free(), fmt.Errorf("another domain is called %s: %w", name, errdefs.ErrAlreadyExists))
 }
 
-// OpenDisk is a file that QEMU is given instead of its path.
+// OpenDisk is what QEMU is given for a disk beside what the domain says: an open file
+// instead of its path, or the key to a Ceph cluster.
 type OpenDisk struct {
-	Name string   // a Disk's Handed
+	Name string   // a Disk's Handed, or the Secret of its RBD
 	File *os.File // stays the caller's, who may close it after Start
+	Key  []byte   // instead of File
+}
+
+// hand gives libvirt what belongs to the disks. The caller takes the keys back when QEMU
+// has them.
+func hand(conn *libvirt.Connect, dom *libvirt.Domain, disks []OpenDisk) error {
+	for _, disk := range disks {
+		if disk.Key != nil {
+			if err := lendKey(conn, disk.Name, disk.Key); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := dom.FDAssociate(disk.Name, []os.File{*disk.File}, 0); err != nil {
+			return fmt.Errorf("hand over disk %s: %w", disk.Name, err)
+		}
+	}
+	return nil
 }
 
 // Start boots a defined domain and returns when QEMU runs it. A domain that runs
 // already is no error. It needs a Define before: errdefs.ErrNotFound.
 func (c *Client) Start(ctx context.Context, uuid string, disks ...OpenDisk) error {
-	err := c.change(ctx, uuid, func(dom *libvirt.Domain) error {
+	err := c.changeOn(ctx, uuid, func(conn *libvirt.Connect, dom *libvirt.Domain) (err error) {
 		state, err := stateOf(dom)
 		if err != nil || state.Active() {
 			return err
 		}
-		for _, disk := range disks {
-			if err := dom.FDAssociate(disk.Name, []os.File{*disk.File}, 0); err != nil {
-				return fmt.Errorf("hand over disk %s: %w", disk.Name, err)
-			}
+		defer func() { err = errors.Join(err, takeBackKeys(conn, disks)) }()
+		if err := hand(conn, dom, disks); err != nil {
+			return err
 		}
 		err = dom.Create()
 		if err == nil || !hasCode(err, libvirt.ERR_OPERATION_INVALID) {
@@ -159,7 +177,7 @@ func (c *Client) Destroy(ctx context.Context, uuid string) error {
 // memory, snapshots' descriptions, firmware variables. An absent domain is no
 // error. One that runs must be destroyed before: errdefs.ErrFailedPrecondition.
 func (c *Client) Undefine(ctx context.Context, uuid string) error {
-	err := c.change(ctx, uuid, func(dom *libvirt.Domain) error {
+	err := c.changeOn(ctx, uuid, func(conn *libvirt.Connect, dom *libvirt.Domain) error {
 		state, err := stateOf(dom)
 		if err != nil {
 			return err
@@ -167,6 +185,9 @@ func (c *Client) Undefine(ctx context.Context, uuid string) error {
 		if state.Active() {
 			// libvirt would keep it as a transient domain, which nobody expects.
 			return fmt.Errorf("it is %s, destroy it first: %w", state.Phase, errdefs.ErrFailedPrecondition)
+		}
+		if err := takeBackForgotten(conn, dom); err != nil {
+			return err
 		}
 		return dom.UndefineFlags(libvirt.DOMAIN_UNDEFINE_MANAGED_SAVE |
 			libvirt.DOMAIN_UNDEFINE_SNAPSHOTS_METADATA |
@@ -181,12 +202,17 @@ func (c *Client) Undefine(ctx context.Context, uuid string) error {
 
 // change runs fn with a domain of this node.
 func (c *Client) change(ctx context.Context, uuid string, fn func(*libvirt.Domain) error) error {
+	return c.changeOn(ctx, uuid, func(_ *libvirt.Connect, dom *libvirt.Domain) error { return fn(dom) })
+}
+
+// changeOn is change for what takes the connection, too.
+func (c *Client) changeOn(ctx context.Context, uuid string, fn func(*libvirt.Connect, *libvirt.Domain) error) error {
 	_, err := act(ctx, c, func(conn *libvirt.Connect) (struct{}, error) {
 		return withDomain(conn, uuid, func(dom *libvirt.Domain) (struct{}, error) {
 			if _, err := c.markOf(dom); err != nil {
 				return struct{}{}, err
 			}
-			return struct{}{}, fn(dom)
+			return struct{}{}, fn(conn, dom)
 		})
 	})
 	return err

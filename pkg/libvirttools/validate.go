@@ -1,6 +1,7 @@
 package libvirttools
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -220,6 +221,9 @@ func validateDisk(d Disk) error {
 	case d.Serial != "" && (!serialPattern.MatchString(d.Serial) || len(d.Serial) > maxSerialLength):
 		return invalid("serial %q of disk %s must be up to %d letters, digits, dots, pluses, dashes and underscores",
 			d.Serial, d.Path, maxSerialLength)
+	}
+	if d.RBD != nil {
+		return errors.Join(validateDriver(d), validateRBD(d))
 	}
 	if d.Handed != "" && (d.Device || d.ReadOnly || d.Backing != nil || !serialPattern.MatchString(d.Handed)) {
 		return invalid("disk %s cannot be handed over as %q: only a writable file without an image under it can", d.Path, d.Handed)

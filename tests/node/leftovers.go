@@ -131,7 +131,7 @@ func (n *Node) podProcesses(context.Context) ([]string, error) {
 }
 
 func (n *Node) isDaemon(p process.Process) bool {
-	return slices.ContainsFunc(append(order(), Virtlogd), func(name string) bool { return n.Process(name) == p })
+	return slices.ContainsFunc(slices.Concat(order(), n.added(), []string{Virtlogd}), func(name string) bool { return n.Process(name) == p })
 }
 
 // ProcessesNaming lists the processes in the node's network namespace whose

@@ -9,11 +9,13 @@
 package flexvolume
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"path"
 	"path/filepath"
@@ -29,15 +31,24 @@ import (
 const (
 	QCOW2 = "qcow2" // a new disk, which ends with the VM
 	Raw   = "raw"   // a block device of the node
+	Ceph  = "ceph"  // an RBD image
 )
 
 // Options is what a flexvolume says.
 type Options struct {
-	Type     string // QCOW2 or Raw
+	Type     string // QCOW2, Raw or Ceph
 	Capacity int64  // of QCOW2, in bytes
 	Path     string // of Raw, below /dev
-	Part     int    // of Raw: which partition to mount, 0 for the whole disk
+	RBD      RBD    // of Ceph
+	Part     int    // of Raw and Ceph: which partition to mount, 0 for the whole disk
 	ReadOnly bool
+}
+
+// RBD is an image in a pool of a Ceph cluster.
+type RBD struct {
+	Monitors    string // HOST or HOST:PORT, several with commas between them
+	Pool, Image string
+	User, Key   string // the key in base64; both empty for a cluster that wants none
 }
 
 const (
@@ -49,6 +60,10 @@ const (
 	defaultPart     = 1
 	maxPart         = 128
 )
+
+// cephName is what pools, images and users may be called: QEMU and Ceph give a meaning
+// to other characters.
+var cephName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 
 // known are Virtlet's options; kubelet adds its own.
 var known = []string{
@@ -65,8 +80,7 @@ func VolumeName(folder string) (string, bool) {
 // Read returns the options that the driver left in a volume's folder.
 //
 // Errors: errdefs.ErrInvalidArgument that names option and value,
-// errdefs.ErrNotImplemented for volumes on Ceph, errdefs.ErrNotFound when the driver
-// left nothing.
+// errdefs.ErrNotFound when the driver left nothing.
 func Read(folder string) (Options, error) {
 	text, err := readOptions(folder)
 	if err != nil {
@@ -108,10 +122,10 @@ func parse(text []byte) (Options, error) {
 		err = options.parseCapacity(given)
 	case Raw:
 		err = options.parseRaw(given)
-	case "ceph":
-		err = fmt.Errorf("its type ceph is not supported: map the RBD image on the node and use it by volumeDevices or by the type raw: %w", errdefs.ErrNotImplemented)
+	case Ceph:
+		err = options.parseCeph(given)
 	default:
-		err = invalid("its type %q is none of %s and %s", options.Type, QCOW2, Raw)
+		err = invalid("its type %q is none of %s, %s and %s", options.Type, QCOW2, Raw, Ceph)
 	}
 	return options, err
 }
@@ -130,10 +144,49 @@ func (o *Options) parseCapacity(given map[string]string) error {
 }
 
 func (o *Options) parseRaw(given map[string]string) error {
-	o.Path, o.Part = given["path"], defaultPart
+	o.Path = given["path"]
 	if path.Clean(o.Path) != o.Path || !strings.HasPrefix(o.Path, "/dev/") {
 		return invalid("its path %q is not that of a device below /dev", o.Path)
 	}
+	return o.parsePart(given)
+}
+
+func (o *Options) parseCeph(given map[string]string) error {
+	o.RBD = RBD{Monitors: given["monitor"], Pool: given["pool"], Image: given["volume"], User: given["user"], Key: given["secret"]}
+	for monitor := range strings.SplitSeq(o.RBD.Monitors, ",") {
+		if host, port, err := net.SplitHostPort(WithPort(monitor)); err != nil || host == "" || !isPort(port) {
+			return invalid("its monitor %q is not HOST or HOST:PORT, or several with commas between them", o.RBD.Monitors)
+		}
+	}
+	for _, name := range []struct{ option, value string }{{"pool", o.RBD.Pool}, {"volume", o.RBD.Image}, {"user", o.RBD.User}} {
+		if !cephName.MatchString(name.value) && (name.option != "user" || name.value != "") {
+			return invalid("its %s %q must be letters, digits, dots, dashes and underscores", name.option, name.value)
+		}
+	}
+	if key, err := base64.StdEncoding.DecodeString(o.RBD.Key); err != nil || (len(key) == 0) != (o.RBD.User == "") {
+		return invalid("its secret must be the key of its user, as Ceph's keyring has it, and stand there with a user alone")
+	}
+	return o.parsePart(given)
+}
+
+// monitorPort is where a monitor listens that names none.
+const monitorPort = "6789"
+
+// WithPort is a monitor with its port.
+func WithPort(monitor string) string {
+	if _, _, err := net.SplitHostPort(monitor); err != nil && !strings.Contains(monitor, ":") {
+		return net.JoinHostPort(monitor, monitorPort)
+	}
+	return monitor
+}
+
+func isPort(text string) bool {
+	port, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && port > 0
+}
+
+func (o *Options) parsePart(given map[string]string) error {
+	o.Part = defaultPart
 	value, present := given["part"]
 	if !present {
 		return nil
