@@ -59,6 +59,9 @@ type pod struct {
 	logs   string
 	cgroup string
 	memory int64
+
+	annotations map[string]string
+	mounts      []*runtimeapi.Mount
 }
 
 func (r *rig) pod(k kind) *pod {
@@ -73,6 +76,7 @@ func (p *pod) sandboxConfig(attempt uint32) *runtimeapi.PodSandboxConfig {
 		Hostname:     "pod-" + p.uid[:8],
 		LogDirectory: p.logs,
 		Labels:       map[string]string{uidLabel: p.uid},
+		Annotations:  p.annotations,
 		DnsConfig:    &runtimeapi.DNSConfig{},
 		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: p.cgroup},
 	}
@@ -84,6 +88,7 @@ func (p *pod) containerConfig(attempt uint32) *runtimeapi.ContainerConfig {
 		Image:    &runtimeapi.ImageSpec{Image: p.image},
 		Command:  p.command,
 		LogPath:  fmt.Sprintf("main-%d.log", attempt),
+		Mounts:   p.mounts,
 		Labels:   map[string]string{uidLabel: p.uid},
 		Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{
 			MemoryLimitInBytes: p.memory, CpuPeriod: 100_000, CpuQuota: 100_000,

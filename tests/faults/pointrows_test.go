@@ -4,7 +4,10 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -27,11 +30,32 @@ func pointRows() []row {
 			rows = append(rows, row{
 				component: "vmruntime", moment: point, fault: "kill -9", then: then,
 				brief: i == len(p.names)/2,
-				run:   func(t *testing.T, r *rig, p *pod) { r.killAt(t, p, operation, point) },
+				run: func(t *testing.T, r *rig, p *pod) {
+					p.addVolumes(t)
+					r.killAt(t, p, operation, point)
+				},
 			})
 		}
 	}
 	return rows
+}
+
+// addVolumes gives a VM one of each kind: files that are copied, folders that have
+// servers, an emptyDir that is a disk, and a disk that ends with the VM.
+func (p *pod) addVolumes(t *testing.T) {
+	t.Helper()
+	file, folder := filepath.Join(t.TempDir(), "file"), t.TempDir()
+	emptyDir := filepath.Join(t.TempDir(), "kubernetes.io~empty-dir", "work")
+	if err := errors.Join(os.MkdirAll(emptyDir, 0o700), os.WriteFile(file, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	p.annotations = map[string]string{"vm.ambipod.io/disks": "[{name: scratch, size: 2Mi}, {volume: work, size: 2Mi}]"}
+	p.mounts = []*runtimeapi.Mount{
+		{ContainerPath: "/etc/file", HostPath: file},
+		{ContainerPath: "/data", HostPath: folder},
+		{ContainerPath: "/fixed", HostPath: folder, Readonly: true},
+		{ContainerPath: "/work", HostPath: emptyDir},
+	}
 }
 
 // begins are the operations that lead to a running VM.
