@@ -141,6 +141,12 @@ func (c *Cluster) join(ctx context.Context, n *node.Node) error {
 	if err != nil {
 		return err
 	}
+	if n.Has(node.VMRuntime) { // ConfigMaps and Secrets that annotations name
+		n.SetArgs(node.VMRuntime, "--kubeconfig", c.kubeconfig(kubeletOf(n)))
+		if err := n.Restart(ctx, node.VMRuntime); err != nil {
+			return err
+		}
+	}
 	return n.Step("start "+node.Kubelet, func() error {
 		if err := n.StartDaemon(ctx, node.Kubelet); err != nil {
 			return err
