@@ -36,6 +36,12 @@ func (n *Node) ServeGuest(file string) (string, error) {
 	return guestPrefix + file + ":latest", copyFile(n.image(file), n.path(dirSite, file), 0o644)
 }
 
+// TranslateImages gives guest images more short names, by a translation file of that
+// name. They hold until the node is stopped.
+func (n *Node) TranslateImages(name string, translations []byte) error {
+	return n.writeSetting(filepath.Join(dirTranslations, name+".yaml"), translations)
+}
+
 // UseNetwork makes a CNI configuration that of the pods which are started from now
 // on, until undo is called.
 func (n *Node) UseNetwork(conflist []byte) (undo func() error, err error) {
