@@ -323,15 +323,43 @@ func (s *soak) faultsOfOne() []soakFault {
 			if c == nil {
 				return nil // nobody to tell yet, or any more
 			}
-			if _, err := node.WaitPodLog(ctx, p.logPath(c.GetMetadata().GetAttempt()), bootsector.Ready); err != nil {
-				return err
-			}
-			return s.r.typeTo(ctx, c.GetId(), letter)
+			return s.tell(ctx, p, c, letter)
 		}})
 	}
 	slices.SortFunc(all, func(a, b soakFault) int { return cmp.Compare(a.name, b.name) }) // for the seed
 	return all
 }
+
+// tell gives a guest a command, unless its VM has ended: a libvirtd that is killed ends,
+// when it comes back, what it had not quite started.
+func (s *soak) tell(ctx context.Context, p *pod, c *runtimeapi.Container, letter string) error {
+	ended := false
+	err := node.Until(ctx, "the guest is ready, or its VM has ended", func(ctx context.Context) error {
+		log, err := os.ReadFile(p.logPath(c.GetMetadata().GetAttempt()))
+		if err != nil || strings.Contains(joined(log), bootsector.Ready) {
+			return err
+		}
+		status, err := p.status(ctx, c.GetId())
+		if ended = err == nil && status.GetState() == runtimeapi.ContainerState_CONTAINER_EXITED; ended {
+			return nil
+		}
+		return errors.Join(errNotReady, err)
+	})
+	if err != nil || ended {
+		return err
+	}
+	if err = s.r.typeTo(ctx, c.GetId(), letter); err == nil {
+		return nil
+	}
+	short, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	if _, exitErr := p.waitExited(short, c.GetId()); exitErr != nil {
+		return errors.Join(err, exitErr)
+	}
+	return nil
+}
+
+var errNotReady = errors.New("the guest has not said that it is ready")
 
 // signalAny does something to the processes of the pod's VMs, if there are any.
 func (s *soak) signalAny(ctx context.Context, p *pod, signal syscall.Signal) error {
