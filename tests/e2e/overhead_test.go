@@ -39,6 +39,7 @@ func TestOverheadSuffices(t *testing.T) {
 	n := criNode(t)
 	for _, mebibytes := range []int64{128, 256, 512, 1024} {
 		t.Run(fmt.Sprintf("%d MiB", mebibytes), func(t *testing.T) {
+			t.Parallel()
 			c := dial(t, n)
 			c.pull(t, vmKind)
 			p := &pod{client: c, config: podConfig(t, n, vmKind), container: containerConfig(vmKind), kind: vmKind}
