@@ -115,6 +115,12 @@ func TestRunningGuest(t *testing.T) {
 		}
 		return err
 	})
+	// Linux, and then the firmware, reset the machine several times for it.
+	status, err := p.ContainerStatus(deadline(t), &runtimeapi.ContainerStatusRequest{ContainerId: p.id, Verbose: true})
+	must(t, err)
+	if reboots := status.GetInfo()["reboots"]; reboots != "1" {
+		t.Errorf("one reboot is counted %s times", reboots)
+	}
 	p.says(t, listSizes, sizes.String())
 	p.says(t, "cat /config/key /follows/below/file", "newmounted later")
 	p.removeAtEnd(t)
