@@ -36,6 +36,7 @@ type download struct {
 	transfer *transfer
 	cancel   context.CancelFunc // makes all reads fail
 
+	local    bool  // the place is a file of this node, so that its bytes are not kept twice
 	pos      int64 // of the next byte for the reader
 	body     *body // nil between connections
 	watch    *watchdog
@@ -165,7 +166,9 @@ func (d *download) keep(p []byte) error {
 	if d.fresh += int64(len(p)); d.fresh >= progress {
 		d.attempts, d.fresh = 0, 0
 	}
-	if err := d.part.append(p); err != nil {
+	if d.local {
+		d.part.have += int64(len(p))
+	} else if err := d.part.append(p); err != nil {
 		return err
 	}
 	d.pos += int64(len(p))

@@ -183,3 +183,40 @@ func TestFileURLs(t *testing.T) {
 		t.Errorf("files %q; want one image", left)
 	}
 }
+
+// TestWrappedFilesAreNotCopied looks at what is in the partial folder when a wrapped
+// file of the node is unpacked, and fails one.
+func TestWrappedFilesAreNotCopied(t *testing.T) {
+	root, dir := t.TempDir(), t.TempDir()
+	disk := noisy(imagetest.Raw("file", 1<<20))
+	packed := zstded(t, disk)
+	for name, content := range map[string][]byte{"good": packed, "cut": packed[:len(packed)-9]} {
+		if err := os.WriteFile(filepath.Join(root, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeTranslation(t, dir, fmt.Sprintf("translations: [{regexp: '(.*)', url: 'file://%s/$1'}]", root))
+	s := openStore(t, func(o *Options) { o.TranslationDirs, o.FileRoots = []string{dir}, []string{root} })
+	_, err := s.Pull(t.Context(), Prefix+"cut", Credentials{})
+	checkRefusal(t, err, errdefs.IsInvalidArgument, "zstd stream is damaged")
+	wantEmpty(t, s)
+
+	s.reached = func(at step) error {
+		if at != stepReceived {
+			return nil
+		}
+		kept, err := filepath.Glob(s.paths.partialDir() + "/*" + endingBytes)
+		if err != nil || len(kept) != 1 {
+			t.Fatalf("partial files %q, %v; want one", kept, err)
+		}
+		if info, err := os.Stat(kept[0]); err != nil || info.Size() > headSize {
+			t.Errorf("partial file %v, %v; want the head of %d bytes at most", info.Size(), err, len(packed))
+		}
+		return nil
+	}
+	if image := pull(t, s, Prefix+"good"); image.ID != sum(disk) || !strings.HasSuffix(image.Digests[0], sum(packed)) {
+		t.Errorf("image %+v", image)
+	}
+	s.reached = func(step) error { return nil }
+	checkConsistent(t, s)
+}
