@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -22,6 +23,9 @@ import (
 	"github.com/ambipod/ambipod/pkg/imagestore/imagetest"
 	"github.com/ambipod/ambipod/tests/node"
 )
+
+// localName begins the names of images that are files of the node.
+const localName = "local"
 
 // imageRig is a node's vmruntime, and a web server that it reaches by loopback.
 type imageRig struct {
@@ -38,27 +42,46 @@ type imageRig struct {
 // startImageRig runs vmruntime without kubelet, containerd and criproxy. stateBytes, if
 // not 0, puts its state into memory.
 func startImageRig(ctx context.Context, e environment, name string, stateBytes int64) (_ *imageRig, err error) {
-	n, err := node.Start(ctx, node.Config{
-		Checkout: e.checkout, Name: name, StateBytes: stateBytes,
-		Without: []string{node.ImageSite, node.Registry, node.Containerd, node.CRIProxy, node.Kubelet},
-	})
-	if err != nil {
-		return nil, err
-	}
-	r := &imageRig{node: n, dir: filepath.Join(n.Root(), "bench"), served: make(chan error, 1)}
+	r := &imageRig{served: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.stop(ctx))
 		}
 	}()
-	if err := os.Mkdir(r.dir, 0o700); err != nil {
+	if r.dir, err = os.MkdirTemp("/var/tmp", "ambipod-bench-"); err != nil {
 		return nil, fmt.Errorf("make folder for images: %w", err)
 	}
-	if r.conn, err = node.Dial(n.VMRuntimeSocket()); err != nil {
+	translations, err := r.translate()
+	if err != nil {
+		return nil, err
+	}
+	r.node, err = node.Start(ctx, node.Config{
+		Checkout: e.checkout, Name: name, StateBytes: stateBytes,
+		Without: []string{node.ImageSite, node.Registry, node.Containerd, node.CRIProxy, node.Kubelet},
+		Args:    map[string][]string{node.VMRuntime: {"--image-translations-dir", translations, "--image-file-root", r.dir}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if r.conn, err = node.Dial(r.node.VMRuntimeSocket()); err != nil {
 		return nil, err
 	}
 	r.images = runtimeapi.NewImageServiceClient(r.conn)
 	return r, r.serve(ctx)
+}
+
+// translate lets images be named that are files of the rig's folder, and returns the
+// folder of the translation.
+func (r *imageRig) translate() (string, error) {
+	folder := r.file("translations")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return "", fmt.Errorf("make folder for translations: %w", err)
+	}
+	rule := fmt.Sprintf("translations: [{regexp: '^%s/(.*)$', url: 'file://%s/$1'}]\n", localName, r.dir)
+	if err := os.WriteFile(filepath.Join(folder, "bench.yaml"), []byte(rule), 0o600); err != nil {
+		return "", fmt.Errorf("write translation: %w", err)
+	}
+	return folder, nil
 }
 
 // serve starts the web server in the node's network namespace.
@@ -117,7 +140,10 @@ func (r *imageRig) stop(ctx context.Context) error {
 	if r.conn != nil {
 		errs = append(errs, r.conn.Close())
 	}
-	return errors.Join(append(errs, stopNode(ctx, r.node))...)
+	if r.node != nil {
+		errs = append(errs, stopNode(ctx, r.node))
+	}
+	return errors.Join(append(errs, os.RemoveAll(r.dir))...)
 }
 
 // file is the path of a file that the server has.
@@ -130,21 +156,32 @@ func (r *imageRig) spec(name string) *runtimeapi.ImageSpec {
 	return &runtimeapi.ImageSpec{Image: imagestore.Prefix + "http/" + r.host + "/" + name}
 }
 
-func (r *imageRig) pull(ctx context.Context, name string) error {
-	if _, err := r.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: r.spec(name)}); err != nil {
-		return fmt.Errorf("pull %s: %w", name, err)
+// local names a file of the rig's folder, without the web server.
+func (r *imageRig) local(name string) *runtimeapi.ImageSpec {
+	return &runtimeapi.ImageSpec{Image: imagestore.Prefix + localName + "/" + name}
+}
+
+func (r *imageRig) pull(ctx context.Context, image *runtimeapi.ImageSpec) error {
+	if _, err := r.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: image}); err != nil {
+		return fmt.Errorf("pull %s: %w", image.GetImage(), err)
 	}
 	return nil
 }
 
-// pullFresh pulls an image that is not there, and removes it again.
-func (r *imageRig) pullFresh(ctx context.Context, name string, pull func() error) (time.Duration, error) {
-	took, err := timed(pull)
+// pullFresh pulls an image that is not there, so many times at once, and removes it again.
+func (r *imageRig) pullFresh(ctx context.Context, image *runtimeapi.ImageSpec, pulls int) (time.Duration, error) {
+	took, err := timed(func() error {
+		var group errgroup.Group
+		for range pulls {
+			group.Go(func() error { return r.pull(ctx, image) })
+		}
+		return group.Wait()
+	})
 	if err != nil {
 		return 0, err
 	}
-	if _, err := r.images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: r.spec(name)}); err != nil {
-		return 0, fmt.Errorf("remove %s: %w", name, err)
+	if _, err := r.images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: image}); err != nil {
+		return 0, fmt.Errorf("remove %s: %w", image.GetImage(), err)
 	}
 	return took, nil
 }
@@ -169,23 +206,18 @@ func (r *imageRig) shell(ctx context.Context, script string, args ...string) err
 	return nil
 }
 
-// turns lets both sides do their work by turns, each of them first as often as the other.
-func turns(n int, base, ours func() (time.Duration, error)) (pair, error) {
-	var p pair
-	for i := range n {
-		var theirs, mine time.Duration
-		var errs [2]error
-		if i%2 == 0 {
-			theirs, errs[0] = base()
-			mine, errs[1] = ours()
-		} else {
-			mine, errs[1] = ours()
-			theirs, errs[0] = base()
+// turns lets all sides do their work by turns, each of them first as often as the others.
+func turns(n int, sides ...func() (time.Duration, error)) ([][]time.Duration, error) {
+	all := make([][]time.Duration, len(sides))
+	for round := range n {
+		for place := range sides {
+			i := turn(round, place, len(sides))
+			took, err := sides[i]()
+			if err != nil {
+				return all, err
+			}
+			all[i] = append(all[i], took)
 		}
-		if err := errors.Join(errs[:]...); err != nil {
-			return p, err
-		}
-		p.base, p.ours = append(p.base, theirs), append(p.ours, mine)
 	}
-	return p, nil
+	return all, nil
 }

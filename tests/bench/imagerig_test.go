@@ -19,12 +19,12 @@ func TestTurnsLetBothSidesBeFirst(t *testing.T) {
 			return takes, nil
 		}
 	}
-	p, err := turns(3, side("b", 2), side("o", 3))
+	took, err := turns(4, side("b", 2), side("o", 3))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (pair{base: []time.Duration{2, 2, 2}, ours: []time.Duration{3, 3, 3}}); !cmp.Equal(p, want, cmp.AllowUnexported(pair{})) || order.String() != "boobbo" {
-		t.Errorf("got %+v in the order %s", p, order.String())
+	if want := [][]time.Duration{{2, 2, 2, 2}, {3, 3, 3, 3}}; !cmp.Equal(took, want) || order.String() != "boobobbo" {
+		t.Errorf("got %v in the order %s", took, order.String())
 	}
 	broken := errors.New("broken")
 	if _, err := turns(3, side("b", 2), func() (time.Duration, error) { return 0, broken }); !errors.Is(err, broken) {

@@ -106,14 +106,12 @@ func writeDisk(path string) error {
 }
 
 func (r *imageRig) pullAgainstCurl(ctx context.Context) ([]row, error) {
-	p, err := turns(pullTurns,
+	took, err := turns(pullTurns,
 		func() (time.Duration, error) {
 			return r.timedCopy(ctx, `curl -sSf "$1" | tee "$3" | sha256sum`, "disk")
 		},
-		func() (time.Duration, error) {
-			return r.pullFresh(ctx, "disk", func() error { return r.pull(ctx, "disk") })
-		})
-	return []row{ratioRow("hashed and verified, beside `curl` into a file piped through `sha256sum`", p.at(fastest), pullRatio)}, err
+		func() (time.Duration, error) { return r.pullFresh(ctx, r.spec("disk"), 1) })
+	return []row{ratioRow("hashed and verified, beside `curl` into a file piped through `sha256sum`", pair{took[0], took[1]}.at(fastest), pullRatio)}, err
 }
 
 // pullMemory is how far vmruntime's resident memory rises during its first pull.
@@ -134,7 +132,7 @@ func (r *imageRig) pullMemory(ctx context.Context) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := r.pullFresh(ctx, "disk", func() error { return r.pull(ctx, "disk") }); err != nil {
+	if _, err := r.pullFresh(ctx, r.spec("disk"), 1); err != nil {
 		return nil, err
 	}
 	highest, err := read("VmHWM:")
@@ -143,24 +141,16 @@ func (r *imageRig) pullMemory(ctx context.Context) ([]row, error) {
 
 func (r *imageRig) manyPulls(ctx context.Context) ([]row, error) {
 	most := int64(0)
-	p, err := turns(pullTurns,
-		func() (time.Duration, error) {
-			return r.pullFresh(ctx, "disk", func() error { return r.pull(ctx, "disk") })
-		},
+	took, err := turns(pullTurns,
+		func() (time.Duration, error) { return r.pullFresh(ctx, r.spec("disk"), 1) },
 		func() (time.Duration, error) {
 			before := r.asked.Load()
 			defer func() { most = max(most, r.asked.Load()-before) }()
-			return r.pullFresh(ctx, "disk", func() error {
-				var group errgroup.Group
-				for range manyPulls {
-					group.Go(func() error { return r.pull(ctx, "disk") })
-				}
-				return group.Wait()
-			})
+			return r.pullFresh(ctx, r.spec("disk"), manyPulls)
 		})
 	const oneDownload limit = 1
 	return []row{
-		ratioRow(fmt.Sprintf("%d pulls at once, beside one pull", manyPulls), p.at(fastest), manyRatio),
+		ratioRow(fmt.Sprintf("%d pulls at once, beside one pull", manyPulls), pair{took[0], took[1]}.at(fastest), manyRatio),
 		oneDownload.check(row{What: "the same, most downloads that the server saw", Ours: strconv.FormatInt(most, 10), Samples: pullTurns}, float64(most), "%.0f"),
 	}, err
 }
@@ -209,7 +199,7 @@ func (r *imageRig) listImages(ctx context.Context) ([]row, error) {
 	group, pulling := errgroup.WithContext(ctx)
 	group.SetLimit(fillers)
 	for i := range tinyDisks {
-		group.Go(func() error { return r.pull(pulling, "tiny/"+strconv.Itoa(i)) })
+		group.Go(func() error { return r.pull(pulling, r.spec("tiny/"+strconv.Itoa(i))) })
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
