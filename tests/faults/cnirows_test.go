@@ -5,6 +5,7 @@ package faults
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,8 +60,16 @@ func withPlugin(run func(*testing.T, *rig, *pod, plugin)) func(*testing.T, *rig,
 			if err := p.remove(deadline(t)); err != nil {
 				t.Error(err)
 			}
-			if left, err := r.n.ProcessesNaming("sleep 1000"); err != nil || len(left) > 0 {
-				t.Errorf("of hung plugins the processes %v are left: %v", left, err)
+			// One whose caller has left has a moment to get done, before it is killed.
+			err := node.Until(deadline(t), "hung plugins are killed", func(context.Context) error {
+				left, err := r.n.ProcessesNaming("sleep 1000")
+				if err == nil && len(left) > 0 {
+					err = fmt.Errorf("there are %v", left)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
 			}
 		}()
 		run(t, r, p, set)
