@@ -330,9 +330,10 @@ func passing(path string) bool {
 }
 
 // killedLibvirtd are the folder of a domain that libvirtd had not yet written down as
-// started, or had forgotten, its PID file, and a note in /run that is being written.
+// started, or had forgotten, its PID file, and a note in /run of what has ended, which
+// the next libvirtd removes.
 // Whether libvirtd still knows the domain is looked at by its list.
-var killedLibvirtd = regexp.MustCompile(`/libvirt/(lib/qemu/(channel/target/)?domain-\d+-ambipod-|run/qemu/ambipod-[^/]*\.(xml\.new|pid)$)`)
+var killedLibvirtd = regexp.MustCompile(`/libvirt/(lib/qemu/(channel/target/)?domain-\d+-ambipod-|run/qemu/ambipod-[^/]*\.(xml\.new|xml|pid)$)`)
 
 // difference tells what is in one of two snapshots alone.
 func difference(before, after []string) error {
