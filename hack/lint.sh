@@ -34,7 +34,7 @@ scripts() {
 }
 
 mapfile -d '' -t scripts < <(scripts)
-check 'golangci-lint' golangci-lint run --build-tags integration,e2e,faults ./...
+check 'golangci-lint' golangci-lint run --build-tags integration,e2e,ceph,faults ./...
 check 'formatting' golangci-lint fmt --diff
 check 'shellcheck' shellcheck "${scripts[@]}"
 exit $status
