@@ -86,7 +86,11 @@ func processes1(group string, below bool) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	found, err := control.Processes(cgroup1.Memory, below)
+	controller := cgroup1.Memory
+	if left := control.Subsystems(); !slices.ContainsFunc(left, func(s cgroup1.Subsystem) bool { return s.Name() == controller }) {
+		controller = left[0].Name() // after a kill amidst a Delete; the others have the same processes
+	}
+	found, err := control.Processes(controller, below)
 	pids := make([]int, len(found))
 	for i, process := range found {
 		pids[i] = process.Pid

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -83,4 +85,44 @@ func start(t *testing.T, group string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	return cmd
+}
+
+// TestEndOfWhatAKillHasLeft: version 1 has a folder in each of many trees; who is killed
+// while he removes them leaves some.
+func TestEndOfWhatAKillHasLeft(t *testing.T) {
+	if unified() {
+		return // there is one tree
+	}
+	all, err := subsystems1()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var folders []string
+	group := Path(fmt.Sprintf("/ambipod-left-%d", os.Getpid()), "vm")
+	for _, s := range all {
+		if tree, ok := s.(interface{ Path(string) string }); ok && !slices.Contains(folders, tree.Path(group)) {
+			folders = append(folders, tree.Path(group))
+		}
+	}
+	t.Cleanup(func() {
+		if err := Delete(path.Dir(group)); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, left := range folders {
+		if err := Create(group, Limits{}); err != nil {
+			t.Fatal(err)
+		}
+		for _, folder := range folders {
+			if folder != left {
+				_ = os.Remove(folder) // some trees have two names
+			}
+		}
+		if err := End(t.Context(), group); err != nil {
+			t.Errorf("with %s left: %v", left, err)
+		}
+		if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there: %v", left, err)
+		}
+	}
 }
