@@ -24,7 +24,8 @@ type Kind string
 // The kinds.
 const (
 	// KindResync says that events may have been missed: look at every domain. It
-	// comes first, and again after each new connection to libvirtd.
+	// comes first, again after each new connection to libvirtd, and when a libvirtd
+	// that has just started has taken up domains.
 	KindResync    Kind = "resync"
 	KindDefined   Kind = "defined"
 	KindUndefined Kind = "undefined"
@@ -90,13 +91,24 @@ func (c *Client) watchOnce(ctx context.Context, fn func(Event)) (lost bool, err 
 		return false, err
 	}
 	sub := &subscription{events: make(chan Event, eventQueue)}
-	// Both may wait for libvirtd, hence the goroutines.
+	ctx, leave := context.WithCancel(ctx)
+	var following sync.WaitGroup
+	// All three may wait for libvirtd, hence the goroutines.
 	defer c.looks.wg.Go(func() {
+		leave()
 		sub.cancel(s.conn) // after register, if that has not returned yet
+		following.Wait()
 		c.looks.release(s)
 	})
 	registered := make(chan error, 1)
-	c.looks.wg.Go(func() { registered <- sub.register(s.conn) })
+	var busy map[string]bool // before the Resync, for who looks then may still see what ends unheard
+	c.looks.wg.Go(func() {
+		err := sub.register(s.conn)
+		if err == nil {
+			busy = busyDomains(s.conn)
+		}
+		registered <- err
+	})
 	select {
 	case err := <-registered:
 		if err != nil {
@@ -108,6 +120,7 @@ func (c *Client) watchOnce(ctx context.Context, fn func(Event)) (lost bool, err 
 	// Only now, so that nothing can happen between the receiver's look and the
 	// first event.
 	fn(Event{Kind: KindResync, At: time.Now()})
+	following.Go(func() { sub.followTakeUp(ctx, s.conn, busy) })
 	return true, sub.deliver(ctx, s.lost, fn)
 }
 

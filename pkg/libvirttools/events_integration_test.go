@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -144,10 +145,51 @@ func TestLibvirtdCrash(t *testing.T) {
 	if !qemu.Alive() {
 		t.Fatal("the VM did not survive libvirtd")
 	}
+	// Of an end before libvirtd has taken up the domain nobody is told how it came.
+	eventually(t, "libvirtd to have taken up the domain", func() bool {
+		return strings.TrimSpace(virsh(t, d, "domcontrol", survivor.UUID)) == "ok"
+	})
 	survivor.tell(t, bootsector.PowerOff)
 	if e := await(t, events, libvirttools.KindStopped, survivor.UUID); e.Reason != libvirttools.ReasonShutdown {
 		t.Errorf("after the restart, the guest stopped for %q", e.Reason)
 	}
+}
+
+// A libvirtd that has just started takes up its QEMUs one by one, and tells nobody of one
+// that ends before its turn is over: whoever watches must be told to look again.
+func TestEndWhileLibvirtdTakesUpDomains(t *testing.T) {
+	c, d := client(t), daemon(t)
+	events := watch(t, c)
+	await(t, events, libvirttools.KindResync, "")
+	bystander, victim := newGuest(t, c), newGuest(t, c)
+	bystander.boot(t, c)
+	victim.boot(t, c)
+	doomed := victim.process(t)
+	if err := doomed.Signal(syscall.SIGSTOP); err != nil { // so that libvirtd has to wait for it
+		t.Fatal(err)
+	}
+	if err := d.KillLibvirtd(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.StartLibvirtd(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, events, libvirttools.KindResync, "")
+	wantState(t, c, victim.UUID, libvirttools.PhaseRunning, libvirttools.ReasonBooted)
+	if err := doomed.Kill(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		await(t, events, libvirttools.KindResync, "")
+		state, err := c.State(deadline(t), victim.UUID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !state.Active() {
+			break
+		}
+	}
+	wantState(t, c, bystander.UUID, libvirttools.PhaseRunning, libvirttools.ReasonBooted)
 }
 
 // A call must end with its context, whatever libvirtd does, and leave nothing
