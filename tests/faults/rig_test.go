@@ -330,9 +330,9 @@ func passing(path string) bool {
 }
 
 // killedLibvirtd are the folder of a domain that libvirtd had not yet written down as
-// started, or had forgotten, its PID file, and a note in /run of what has ended, which
-// the next libvirtd removes.
-// Whether libvirtd still knows the domain is looked at by its list.
+// started, or had forgotten, its PID file, and its note in /run. Whether a later libvirtd
+// removes the note is not shown; whether libvirtd still knows the domain is looked at by
+// its list.
 var killedLibvirtd = regexp.MustCompile(`/libvirt/(lib/qemu/(channel/target/)?domain-\d+-ambipod-|run/qemu/ambipod-[^/]*\.(xml\.new|xml|pid)$)`)
 
 // difference tells what is in one of two snapshots alone.
