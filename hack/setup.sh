@@ -37,8 +37,10 @@ packages_deploy=(prometheus systemd)
 packages_images_node=(mmdebstrap debian-archive-keyring gpgv jq)
 # What the recipe of the tests' Debian guest runs.
 packages_debian=(mmdebstrap debian-archive-keyring gpgv)
-# The bus by which kubelet is told, in tests, that the machine shuts down.
-packages_e2e=(dbus-daemon)
+# The bus by which kubelet is told, in tests, that the machine shuts down; an NFS server
+# and what a client is made of, both outside of the kernel.
+packages_e2e=(dbus-daemon nfs-ganesha-vfs nfs-common rpcbind libnfs-dev libfuse3-dev
+	gcc libc6-dev pkg-config)
 # A storage cluster, and the part of QEMU that reaches it.
 packages_ceph=(ceph-mon ceph-osd ceph-common qemu-block-extra)
 packages_lint=(shellcheck gcc libc6-dev pkg-config libvirt-dev git)

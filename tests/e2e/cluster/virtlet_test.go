@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -47,8 +46,7 @@ type chain struct {
 	of   []example
 }
 
-// chains are the examples, the longest first. Those that need a storage server are not
-// among them.
+// chains are the examples, the longest first. Those that need Ceph are not among them.
 func chains() []chain {
 	const (
 		keys  = "grep -c me@localhost /root/.ssh/authorized_keys"
@@ -75,6 +73,7 @@ func chains() []chain {
 		{"multi CNI", []example{{"ubuntu-multi-cni.yaml", "ubuntu-multi-cni", "ip -o link | grep -c eth", "1"}}}, // the node's network is one
 		{"volume", []example{{"ubuntu-vm-with-volume.yaml", "ubuntu-vm-with-volume", "df -m /var/lib/docker | awk 'NR == 2 { print ($2 > 1700) }'", "1"}}},
 		{"hostPath", []example{{"ubuntu-vm-hostpath-pv.yaml", "ubuntu-vm-hostpath-dir-pv", "echo the guest >/home/ubuntu/hostpath/back; cat /home/ubuntu/hostpath/from", "the node"}}},
+		{"NFS", []example{{"ubuntu-vm-nfs-pv.yaml", "ubuntu-vm-nfs-dir-pv", "echo the guest >/home/ubuntu/nfspath/back; cat /home/ubuntu/nfspath/from", "the node"}}},
 	}
 }
 
@@ -98,10 +97,13 @@ func TestVirtletExamples(t *testing.T) {
 			for _, one := range c.of {
 				e.apply(t, one.file)
 				e.check(t, one)
+				if c.name == "NFS" {
+					mountedByNFS(t)
+				}
 				e.remove(t, one.file)
 			}
-			if c.name == "hostPath" {
-				e.wrote(t, filepath.Join(things, "hostpath", "back"))
+			if c.name == "hostPath" || c.name == "NFS" {
+				e.wrote(t, filepath.Join(things, strings.ToLower(c.name), "back"))
 			}
 		})
 	}
@@ -117,37 +119,30 @@ func (e examples) wrote(t *testing.T, file string) {
 // prepare makes what the examples' comments ask for, and puts its names into them.
 func (e examples) prepare(t *testing.T, things string) {
 	t.Helper()
-	run := func(name string, args ...string) string {
-		t.Helper()
-		out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
-		}
-		return strings.TrimSpace(string(out))
-	}
-	raw, link, hostpath := filepath.Join(things, "rawtest"), filepath.Join(things, "rootdev"), filepath.Join(things, "hostpath")
+	raw, link := filepath.Join(things, "rawtest"), filepath.Join(things, "rootdev")
 	looptest, loopLink := filepath.Join(things, "looptest"), filepath.Join(things, "loopdev") // kubelet wants a device by now
 	for _, file := range []string{raw, looptest} {
 		must(t, os.WriteFile(file, nil, 0o600))
 		must(t, os.Truncate(file, 1000<<20))
 	}
-	run("mkfs.ext4", "-q", "-F", looptest)
+	command(t, "mkfs.ext4", "-q", "-F", looptest)
 	for file, path := range map[string]string{raw: link, looptest: loopLink} {
-		device := run("losetup", "--find", "--show", file)
-		t.Cleanup(func() {
-			if out, err := exec.CommandContext(context.Background(), "losetup", "--detach", device).CombinedOutput(); err != nil {
-				t.Errorf("detach %s: %v: %s", device, err, out)
-			}
-		})
+		device := command(t, "losetup", "--find", "--show", file)
+		t.Cleanup(func() { command(t, "losetup", "--detach", device) })
 		must(t, os.Symlink(device, path))
 	}
-	must(t, os.Mkdir(hostpath, 0o755))
-	must(t, os.WriteFile(filepath.Join(hostpath, "from"), []byte("the node\n"), 0o644))
+	hostpath, nfs := filepath.Join(things, "hostpath"), filepath.Join(things, "nfs")
+	for _, folder := range []string{hostpath, nfs} {
+		must(t, os.Mkdir(folder, 0o755))
+		must(t, os.WriteFile(filepath.Join(folder, "from"), []byte("the node\n"), 0o644))
+	}
+	shareByNFS(t, nfs)
 
 	const from = "testdata/virtlet"
 	entries, err := os.ReadDir(from)
 	must(t, err)
-	names := strings.NewReplacer("kube-node-1", shared.Node().Name(), "/dev/rootdev", link, "/var/lib/virtlet/looptest", loopLink, "/var/lib/virtlet/hostpath", hostpath)
+	names := strings.NewReplacer("kube-node-1", shared.Node().Name(), "/dev/rootdev", link, "/var/lib/virtlet/looptest", loopLink,
+		"/var/lib/virtlet/hostpath", hostpath, "172.21.0.2", shared.Node().IP().String())
 	for _, entry := range entries {
 		text, err := os.ReadFile(filepath.Join(from, entry.Name()))
 		must(t, err)
