@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -320,20 +319,12 @@ func (r *rig) isDaemon(p process.Process) bool {
 }
 
 // passing tells files that come and go whatever the rows do: rotated logs, the sockets
-// and PID files of daemons that may be down, and what libvirtd itself leaves for ever
-// when it is killed while it starts a domain.
+// and PID files of daemons that may be down.
 func passing(path string) bool {
 	name := filepath.Base(path)
-	return killedLibvirtd.MatchString(path) ||
-		strings.HasPrefix(name, "console.log.") || strings.HasSuffix(name, "sock") || strings.HasSuffix(name, "sock-ro") ||
+	return strings.HasPrefix(name, "console.log.") || strings.HasSuffix(name, "sock") || strings.HasSuffix(name, "sock-ro") ||
 		strings.HasSuffix(name, "sock-admin") || strings.HasSuffix(name, ".pid") && strings.HasPrefix(name, "libvirtd")
 }
-
-// killedLibvirtd are the folder of a domain that libvirtd had not yet written down as
-// started, or had forgotten, its PID file, and its note in /run. Whether a later libvirtd
-// removes the note is not shown; whether libvirtd still knows the domain is looked at by
-// its list.
-var killedLibvirtd = regexp.MustCompile(`/libvirt/(lib/qemu/(channel/target/)?domain-\d+-ambipod-|run/qemu/ambipod-[^/]*\.(xml\.new|xml|pid)$)`)
 
 // difference tells what is in one of two snapshots alone.
 func difference(before, after []string) error {

@@ -88,7 +88,7 @@ func prepare(o Options) (*Instance, error) {
 	if old, err := Load(o.Dir); err == nil && (old.Libvirtd.Alive() || old.Virtlogd.Alive()) {
 		return nil, fmt.Errorf("libvirtd of %s is running, stop it first: %w", o.Dir, errdefs.ErrAlreadyExists)
 	}
-	i := &Instance{Dir: o.Dir, URI: uri, Wrapper: o.Wrapper, Inner: o.Inner, Cache: o.CapabilityCache}
+	i := &Instance{Dir: o.Dir, URI: uri, Wrapper: o.Wrapper, Inner: o.Inner, Env: o.Env, Cache: o.CapabilityCache}
 	if i.Cache == "" {
 		i.Cache = filepath.Join(o.Dir, "cache")
 	}
@@ -172,7 +172,7 @@ func (i *Instance) daemon(ctx context.Context, name string) (process.Process, er
 		return process.Process{}, fmt.Errorf("start %s: %w", name, err)
 	}
 	argv := i.commandLine(name)
-	if err := background(ctx, argv); err != nil {
+	if err := background(ctx, argv, i.Env); err != nil {
 		return process.Process{}, fmt.Errorf("start %s in %s: %w", name, i.Dir, err)
 	}
 	return fromPIDFile(pidFile)
@@ -180,7 +180,7 @@ func (i *Instance) daemon(ctx context.Context, name string) (process.Process, er
 
 // background runs a command line that ends in stay until it says that it is ready,
 // and lets it go on.
-func background(ctx context.Context, argv []string) error {
+func background(ctx context.Context, argv, env []string) error {
 	ready, told, err := os.Pipe()
 	if err != nil {
 		return err
@@ -195,7 +195,7 @@ func background(ctx context.Context, argv []string) error {
 
 	// The daemon outlives whoever starts it.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...)
-	cmd.Env = []string{"PATH=" + searchPath, "LANG=C", "HOME=/root"}
+	cmd.Env = append([]string{"PATH=" + searchPath, "LANG=C", "HOME=/root"}, env...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stdout, cmd.Stderr = words, words

@@ -36,6 +36,8 @@ type Options struct {
 	// Inner is put before libvirtd's own command line, where parts of Dir are in
 	// libvirt's places already. It must exec what follows it.
 	Inner []string
+	// Env is what both daemons have in their environment besides, as "KEY=value".
+	Env []string
 	// CapabilityCache is a folder to keep libvirt's knowledge about emulators in
 	// across instances, which saves seconds at the first connection; by default
 	// it is in Dir. It must not be shared by instances that run at once.
@@ -48,6 +50,7 @@ type Instance struct {
 	URI     string   `json:"uri"` // for libvirt's clients on this machine
 	Wrapper []string `json:"wrapper,omitempty"`
 	Inner   []string `json:"inner,omitempty"`
+	Env     []string `json:"env,omitempty"`
 	Cache   string   `json:"cache"`
 
 	Libvirtd process.Process `json:"libvirtd"`

@@ -23,7 +23,13 @@ const ownCommand = `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/d
 <metadata>MARK</metadata><memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os>
 <qemu:commandline><qemu:env name='SOME' value='thing'/></qemu:commandline></domain>`
 
-const mark = `<ambipod:vm xmlns:ambipod='https://vm.ambipod.io/libvirt/1' owner='n' sandbox='s' container='c'/>`
+// mark is that of a vmruntime whose state folder is OWNER.
+const mark = `<ambipod:vm xmlns:ambipod='https://vm.ambipod.io/libvirt/1' owner='OWNER' sandbox='s' container='c'/>`
+
+const (
+	unbornOurs   = "ambipod-0123456789ab-ours"
+	unbornTheirs = "ambipod-ba9876543210-theirs"
+)
 
 // hook holds up the start of a domain until virtlogd stands still.
 const hook = `#!/bin/sh
@@ -45,33 +51,58 @@ func TestKilledBeforeQEMUIsStarted(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(hooks, "qemu"), []byte(strings.ReplaceAll(hook, "DIR", dir)), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	top, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := start(t, libvirtd.Options{
-		Dir: dir, Inner: []string{filepath.Join(top, "images", "node", "rootfs", "usr", "libexec", "ambipod", "forget-unborn")},
-	})
-	for name, metadata := range map[string]string{"ambipod-ours": mark, "ambipod-theirs": ""} {
-		define(t, i, strings.NewReplacer("NAME", name, "MARK", metadata).Replace(ownCommand))
-	}
-	killBeforeQEMU(t, i, "ambipod-ours", "ambipod-theirs")
+	i := startForgetting(t, dir)
+	makeVM(t, i, "0123456789ab")
+	defineMarked(t, i, unbornOurs, stateDir(i))
+	defineMarked(t, i, unbornTheirs, "/somewhere/else")
+	killBeforeQEMU(t, i, unbornOurs, unbornTheirs)
 
-	theirs, err := os.ReadFile(note(i, "ambipod-theirs"))
+	theirs, err := os.ReadFile(note(i, unbornTheirs))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := i.StartLibvirtd(deadline(t)); err != nil {
 		t.Fatal(err)
 	}
-	if got := virsh(t, i, "domstate", "ambipod-ours"); got != "shut off" {
+	if got := virsh(t, i, "domstate", unbornOurs); got != "shut off" {
 		t.Errorf("the domain whose QEMU was not started is %q", got)
 	}
-	virsh(t, i, "start", "--paused", "ambipod-ours")
-	virsh(t, i, "destroy", "ambipod-ours")
-	if after, err := os.ReadFile(note(i, "ambipod-theirs")); err != nil || !bytes.Equal(after, theirs) {
+	if err := difference(nil, remains(t, i, unbornOurs)); err != nil {
+		t.Errorf("of it: %v", err)
+	}
+	virsh(t, i, "start", "--paused", unbornOurs)
+	virsh(t, i, "destroy", unbornOurs)
+	if after, err := os.ReadFile(note(i, unbornTheirs)); err != nil || !bytes.Equal(after, theirs) {
 		t.Errorf("what libvirtd has noted of somebody else's domain was changed: %v\n%s", err, after)
 	}
+}
+
+// stateDir is that of the vmruntime whose VMs the instance runs.
+func stateDir(i *libvirtd.Instance) string { return filepath.Join(i.Dir, "state") }
+
+// makeVM makes the folder of a VM whose ID begins so.
+func makeVM(t *testing.T, i *libvirtd.Instance, start string) {
+	t.Helper()
+	must(t, os.MkdirAll(filepath.Join(stateDir(i), "vms", start+strings.Repeat("0", 64-len(start))), 0o755))
+}
+
+// startForgetting starts libvirtd as the node's image does.
+func startForgetting(t *testing.T, dir string) *libvirtd.Instance {
+	t.Helper()
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return start(t, libvirtd.Options{
+		Dir: dir, Inner: []string{filepath.Join(top, "images", "node", "rootfs", "usr", "libexec", "ambipod", "forget-unborn")},
+		Env: []string{"AMBIPOD_STATE_DIR=" + filepath.Join(dir, "state")},
+	})
+}
+
+// defineMarked defines a domain of an owner.
+func defineMarked(t *testing.T, i *libvirtd.Instance, name, owner string) {
+	t.Helper()
+	define(t, i, strings.NewReplacer("NAME", name, "MARK", strings.ReplaceAll(mark, "OWNER", owner)).Replace(ownCommand))
 }
 
 // note is where libvirtd notes a domain.

@@ -224,6 +224,7 @@ func (n *Node) startLibvirtd(ctx context.Context) error {
 		Dir:             dir,
 		Wrapper:         n.enter(),
 		Inner:           []string{filepath.Join(n.cfg.Checkout, "images", "node", "rootfs", "usr", "libexec", "ambipod", "forget-unborn")},
+		Env:             []string{"AMBIPOD_STATE_DIR=" + n.VMStateDir()},
 		CapabilityCache: cache,
 	})
 	if err != nil {
