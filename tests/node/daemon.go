@@ -39,13 +39,15 @@ type daemon struct {
 
 // order is the order in which daemons are started; they are stopped in reverse.
 func order() []string {
-	return []string{Registry, ImageSite, Containerd, Libvirtd, VMRuntime, CRIProxy, Kubelet}
+	return []string{Machine, Registry, ImageSite, Containerd, Libvirtd, VMRuntime, CRIProxy, Kubelet}
 }
 
 // Has says whether the node runs the daemon itself.
 func (n *Node) Has(daemon string) bool { return n.wants(daemon) }
 
-func (n *Node) wants(daemon string) bool { return !slices.Contains(n.cfg.Without, daemon) }
+func (n *Node) wants(daemon string) bool {
+	return !slices.Contains(n.cfg.Without, daemon) && (daemon != Machine || n.cfg.OwnRoot)
+}
 
 func (n *Node) startAll(ctx context.Context) error {
 	for _, name := range order() {

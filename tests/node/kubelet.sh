@@ -3,8 +3,8 @@
 # with, or change on, the machine.
 #
 # usage: kubelet.sh COVER KUBELET [ARGUMENT...]
-#   COVER  folder with log/ and lib/ (seen as /var/log and /var/lib) and for the
-#          copies of kernel settings
+#   COVER  folder for the copies of kernel settings; if log/ and lib/ are in it, they
+#          are seen as /var/log and /var/lib
 #
 # kubelet has built in: links to logs in /var/log/containers, the device plugins'
 # socket in /var/lib/kubelet, and values of kernel settings which it writes for
@@ -26,8 +26,9 @@ setting() {
 	private_bind "$cover/$(basename "$1")" "/proc/sys/$1"
 }
 
-private_bind "$cover/log" /var/log
-private_bind "$cover/lib" /var/lib
+for dir in log lib; do
+	[ ! -d "$cover/$dir" ] || private_bind "$cover/$dir" "/var/$dir"
+done
 setting vm/overcommit_memory 1
 setting vm/panic_on_oom 0
 setting kernel/panic 10

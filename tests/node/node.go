@@ -9,7 +9,9 @@
 // joins to the machine: pods answer at their IPs from the machine, and several
 // nodes fit on it. Pods are below one cgroup, /ambipod-ID. Nothing else of the
 // machine is touched: kubelet, which has some paths and kernel settings built
-// in, runs in a mount namespace that covers those (kubelet.sh).
+// in, runs in a mount namespace that covers those (kubelet.sh). With
+// Config.OwnRoot, runtimes and kubelet have a whole root directory of their own
+// (machine.sh), so that several nodes have different folders at one path.
 //
 // Lifetime. Daemons outlive the program that started them; Load finds them
 // again. Stop removes every process, mount, interface, cgroup and file of the
@@ -39,6 +41,7 @@ import (
 
 // Names under which the daemons are started, stopped and logged.
 const (
+	Machine    = "machine" // holds the root directory of Config.OwnRoot
 	Registry   = "registry"
 	ImageSite  = "images"
 	Containerd = "containerd"
@@ -85,6 +88,11 @@ type Config struct {
 	StateXFS bool `json:"stateXFS,omitempty"`
 	// Join, if set, makes kubelet part of a cluster; Node.Join sets it later.
 	Join *Join `json:"join,omitempty"`
+	// OwnRoot gives containerd, criproxy, kubelet and what these run a root directory
+	// of their own, with the node's files at the usual places, as a machine has that
+	// runs but this node. It is for nodes on which vmruntime and libvirtd are pods:
+	// both must be in Without.
+	OwnRoot bool `json:"ownRoot,omitempty"`
 	// Kubelet are fields of KubeletConfiguration that differ from the node's usual
 	// ones.
 	Kubelet map[string]any `json:"kubelet,omitempty"`
@@ -184,6 +192,10 @@ func (n *Node) check() error {
 	if !filepath.IsAbs(n.cfg.Checkout) || n.cfg.Name == "" {
 		return fmt.Errorf("node %q of checkout %q: an absolute checkout and a name are needed: %w",
 			n.cfg.Name, n.cfg.Checkout, errdefs.ErrInvalidArgument)
+	}
+	if n.cfg.OwnRoot && (n.wants(VMRuntime) || n.wants(Libvirtd)) {
+		return fmt.Errorf("node %q has a root directory of its own, where vmruntime and libvirtd are pods; leave both out: %w",
+			n.cfg.Name, errdefs.ErrInvalidArgument)
 	}
 	for _, program := range n.programs() {
 		if _, err := os.Stat(program); err != nil {

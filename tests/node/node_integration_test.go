@@ -194,7 +194,9 @@ func TestStopSweepsUpAfterACrash(t *testing.T) {
 func TestTwoNodesAreApart(t *testing.T) {
 	a, b := config(t), config(t)
 	b.Name += "-b"
+	a.OwnRoot, b.OwnRoot = true, true
 	first, second := start(t, a), start(t, b)
+	rootsAreApart(t, first, second)
 	if first.Root() == second.Root() || first.KubeletURL() == second.KubeletURL() {
 		t.Errorf("both nodes are in %s at %s", first.Root(), first.KubeletURL())
 	}
@@ -203,6 +205,37 @@ func TestTwoNodesAreApart(t *testing.T) {
 	}
 	if !first.Alive(node.Containerd) {
 		t.Error("the refused start ended the running node's containerd")
+	}
+}
+
+// rootsAreApart writes into the root directory of one node.
+func rootsAreApart(t *testing.T, first, second *node.Node) {
+	t.Helper()
+	const state = "/var/lib/ambipod"
+	for _, dir := range []string{"/etc", state} {
+		name := filepath.Join(dir, first.Name())
+		if err := os.WriteFile(first.RootDir()+name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(first.RootDir() + name); err != nil {
+			t.Error(err)
+		}
+		for _, root := range []string{"/", second.RootDir()} {
+			if _, err := os.Stat(root + name); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s of one node is seen below %s: %v", name, root, err)
+			}
+		}
+	}
+	if _, err := os.Stat(filepath.Join(first.VMStateDir(), first.Name())); err != nil {
+		t.Errorf("%s is another folder: %v", state, err)
+	}
+	// Control groups are those of the node alone, whatever their version.
+	for _, root := range []string{first.RootDir(), second.RootDir()} {
+		for _, tree := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory"} {
+			if _, err := os.Stat(root + tree + first.Cgroup()); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("control groups of the machine are seen below %s: %v", root, err)
+			}
+		}
 	}
 }
 

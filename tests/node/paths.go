@@ -30,6 +30,7 @@ const (
 	dirRegistry   = "registry"   // blobs of the container images
 	dirSite       = "site"       // what the image server shows
 	dirCover      = "cover"      // what kubelet sees in place of the machine's folders
+	dirMachine    = "machine"    // where Machine makes its root directory
 )
 
 // Programs from Debian packages that settings name by their path.
@@ -170,10 +171,11 @@ func (n *Node) Cgroup() string { return "/ambipod-" + n.id }
 // makeFolders makes the root and what is in it. QEMU's user passes through the
 // root on its way to its own files.
 func (n *Node) makeFolders() error {
-	modes := []struct {
+	type folder struct {
 		name string
 		mode os.FileMode
-	}{
+	}
+	modes := []folder{
 		{"", 0o711},
 		{dirPrograms, 0o755},
 		{dirRun, 0o711},
@@ -194,8 +196,12 @@ func (n *Node) makeFolders() error {
 		{dirPods, 0o755},
 		{dirRegistry, 0o700},
 		{dirSite, 0o755},
-		{filepath.Join(dirCover, "lib"), 0o700},
-		{filepath.Join(dirCover, "log"), 0o700},
+		{dirCover, 0o700},
+	}
+	if n.cfg.OwnRoot {
+		modes = append(modes, folder{dirMachine, 0o700})
+	} else {
+		modes = append(modes, folder{filepath.Join(dirCover, "lib"), 0o700}, folder{filepath.Join(dirCover, "log"), 0o700})
 	}
 	for _, m := range modes {
 		dir := n.path(m.name)

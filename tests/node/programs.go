@@ -26,6 +26,9 @@ const (
 func (n *Node) daemon(name string) (daemon, error) {
 	d := daemon{name: name, argv: n.enter(), timeout: startSoon}
 	switch name {
+	case Machine:
+		d.argv = append(d.argv, n.machineCommand()...)
+		d.ready = n.machineIsMade
 	case Registry:
 		d.argv = append(d.argv, n.tool("crane"), "registry", "serve",
 			"--address", ":"+registryPort, "--disk", n.path(dirRegistry))
@@ -36,17 +39,17 @@ func (n *Node) daemon(name string) (daemon, error) {
 		d.argv = append(d.argv, "/usr/bin/busybox", "httpd", "-f", "-p", "80", "-h", n.path(dirSite))
 		d.ready = func(ctx context.Context) error { return n.siteAnswers(ctx) }
 	case Containerd:
-		d.argv = append(d.argv, n.tool("containerd"), "--config", n.path(dirEtc, "containerd.toml"))
+		d.argv = append(n.enterRoot(), n.tool("containerd"), "--config", n.path(dirEtc, "containerd.toml"))
 		d.ready = func(ctx context.Context) error { return RuntimeReady(ctx, n.ContainerdSocket()) }
 	case VMRuntime:
 		d.argv = append(d.argv, n.vmruntimeCommand()...)
 		d.timeout = startSlow
 		d.ready = func(ctx context.Context) error { return RuntimeReady(ctx, n.VMRuntimeSocket()) }
 	case CRIProxy:
-		d.argv = append(d.argv, n.built("criproxy"), "--config", n.path(dirEtc, "criproxy.yaml"), "--logtostderr", "-v=2")
+		d.argv = append(n.enterRoot(), n.built("criproxy"), "--config", n.path(dirEtc, "criproxy.yaml"), "--logtostderr", "-v=2")
 		d.ready = func(ctx context.Context) error { return RuntimeReady(ctx, n.CRIProxySocket()) }
 	case Kubelet:
-		d.argv = append(d.argv, n.kubeletCommand()...)
+		d.argv = append(n.enterRoot(), n.kubeletCommand()...)
 		d.timeout = startSlow
 		d.ready = n.kubeletAnswers
 	default:
@@ -83,10 +86,16 @@ func (n *Node) vmruntimeCommand() []string {
 	}
 }
 
-func (n *Node) kubeletCommand() []string {
-	command := []string{
+// coverCommand runs what follows it in a mount namespace for kubelet.
+func (n *Node) coverCommand() []string {
+	return []string{
 		"/usr/bin/unshare", "--mount", "--propagation", "unchanged",
 		"/bin/sh", n.path(dirEtc, "kubelet.sh"), n.path(dirCover),
+	}
+}
+
+func (n *Node) kubeletCommand() []string {
+	command := append(n.coverCommand(),
 		n.tool("kubelet"),
 		"--config", n.path(dirEtc, "kubelet.yaml"),
 		"--root-dir", n.path(dirKubelet),
@@ -94,7 +103,7 @@ func (n *Node) kubeletCommand() []string {
 		"--hostname-override", n.cfg.Name,
 		"--node-ip", n.net.nodeIP().String(),
 		"--v", "2",
-	}
+	)
 	if n.cfg.Join != nil {
 		command = append(command, n.cfg.Join.arguments()...)
 	}

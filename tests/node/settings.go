@@ -63,6 +63,7 @@ func (n *Node) writeSettings() error {
 		n.writeSetting(dirTranslations+"/images.yaml", translations),
 		n.writeSetting("criproxy.yaml", proxy),
 		n.writeSetting("kubelet.sh", kubeletScript),
+		n.writeSetting("machine.sh", machineScript),
 		n.writeCrictl(),
 		n.writeVMCtl(),
 		// Pods find no name server: nothing of this node leaves the machine.
@@ -342,6 +343,9 @@ func (n *Node) kubeletSettings() kubeletConfig {
 		},
 		ImageGCHigh:  100,
 		EnableServer: true,
+	}
+	if n.cfg.OwnRoot {
+		settings.CgroupRoot, settings.PodLogsDir = "/", podLogs
 	}
 	if n.cfg.Join != nil {
 		n.cfg.Join.adapt(&settings)

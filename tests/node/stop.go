@@ -122,16 +122,13 @@ func (n *Node) killShims(ctx context.Context) error {
 
 // shareKubeletMounts makes what kubelet mounts for pods visible to the runtimes,
 // although kubelet runs in a mount namespace of its own.
-func (n *Node) shareKubeletMounts() error { return n.Share(n.path(dirKubelet)) }
-
-// Share makes a folder below the node's root a mount that is shared with other
-// mount namespaces, as all folders are on a machine with systemd. Stop undoes it.
-func (*Node) Share(dir string) error {
+func (n *Node) shareKubeletMounts() error {
+	dir := n.path(dirKubelet)
 	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind folder %s of node: %w", dir, err)
+		return fmt.Errorf("bind folder %s of kubelet: %w", dir, err)
 	}
 	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
-		return fmt.Errorf("share folder %s of node: %w", dir, err)
+		return fmt.Errorf("share folder %s of kubelet: %w", dir, err)
 	}
 	return nil
 }
