@@ -106,7 +106,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err := errors.Join(c.register(ctx, MetricsServer, metricsPort), c.register(ctx, DNS, dnsPort)); err != nil {
 		return err
 	}
-	if err := c.routeServices(ctx); err != nil {
+	if err := routeServices(ctx, c.node); err != nil {
 		return err
 	}
 	// kube-proxy takes its time if it comes before its node.
@@ -196,11 +196,11 @@ func (c *Cluster) settle(ctx context.Context) error {
 	return nil
 }
 
-// routeServices lets the node's own processes and pods of its network speak to
+// routeServices lets a node's own processes and pods of its network speak to
 // Services: kube-proxy changes addresses of packets only if there is a way for them.
-func (c *Cluster) routeServices(ctx context.Context) error {
+func routeServices(ctx context.Context, n *node.Node) error {
 	argv := []string{
-		"--net=" + c.node.Namespace(), "ip", "route", "replace", serviceCIDR.String(), "dev", "lo", "src", c.node.IP().String(),
+		"--net=" + n.Namespace(), "ip", "route", "replace", serviceCIDR.String(), "dev", "lo", "src", n.IP().String(),
 	}
 	if out, err := exec.CommandContext(ctx, "nsenter", argv...).CombinedOutput(); err != nil {
 		return fmt.Errorf("make route to Services: %w: %s", err, strings.TrimSpace(string(out)))

@@ -54,6 +54,9 @@ func (c *Cluster) add(ctx context.Context, n *node.Node) error {
 	if err := c.join(ctx, n); err != nil {
 		return err
 	}
+	if err := routeServices(ctx, n); err != nil {
+		return err
+	}
 	proxy, err := c.daemonOf(Proxy, func() ([]string, string, error) { return c.proxyOf(n) })
 	if err != nil {
 		return err

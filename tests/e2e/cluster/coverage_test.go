@@ -14,7 +14,7 @@ func TestEveryExampleIsApplied(t *testing.T) {
 	t.Parallel()
 	const top = "../../.."
 	var sources strings.Builder
-	for _, pattern := range []string{"tests/e2e/cluster/*_test.go", "hack/node/*.go", "docs/quickstart.md"} {
+	for _, pattern := range []string{"tests/e2e/cluster/*_test.go", "tests/e2e/install/*_test.go", "hack/node/*.go", "docs/quickstart.md"} {
 		files, err := filepath.Glob(filepath.Join(top, pattern))
 		if err != nil {
 			t.Fatal(err)

@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -19,6 +21,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/ambipod/ambipod/pkg/layout"
+	"github.com/ambipod/ambipod/tests/cluster"
 	"github.com/ambipod/ambipod/tests/e2e/fixture"
 	"github.com/ambipod/ambipod/tests/node"
 	"github.com/ambipod/ambipod/tests/process"
@@ -50,7 +54,12 @@ func TestInstallation(t *testing.T) {
 		{"rights", testRights},
 		{"incapable node", testIncapableNode},
 		{"roll", testRoll},
-		{"uninstall beside a VM", testForce},
+		{"second node", testSecondNode},
+		{"roll over nodes", testRollOverNodes},
+		{"bad roll", testBadRoll},
+		{"drain", testDrain},
+		{"node without Ambipod", testNodeWithout},
+		{"uninstall beside VMs", testForce},
 		{"uninstall", testUninstall},
 	} {
 		if !t.Run(part.name, part.test) && part.name == "apply" {
@@ -60,9 +69,10 @@ func TestInstallation(t *testing.T) {
 }
 
 func testApply(t *testing.T) {
+	kubectl(t, "label", "node", shared.Node().Name(), cluster.NodeChoice)
 	kubectl(t, "apply", "-k", overlay)
 	kubectl(t, "-n", "ambipod", "rollout", "status", "daemonset/node", patience)
-	hasLabels(t, "true", "tcg", "virtlet")
+	hasLabels(t, shared.Node(), capable)
 	// The daemons are the last to be evicted, and no policy of the namespace cuts them off.
 	got := kubectl(t, "-n", "ambipod", "get", "pods", "-o", "jsonpath={range .items[*]}{.spec.priority} {.spec.hostNetwork}{end}")
 	if got != "1000000000 true" {
@@ -76,16 +86,23 @@ func testApply(t *testing.T) {
 	}
 }
 
-// hasLabels waits until the node has these values of Ambipod's labels.
-func hasLabels(t *testing.T, capable, accel, extraRuntime string) {
+// labels are the values of vm.ambipod.io/capable, vm.ambipod.io/accel and extraRuntime.
+type labels [3]string
+
+// capable are the labels of a node that emulates VMs, incapable those of one that runs
+// none.
+var capable, incapable = labels{"true", "tcg", "virtlet"}, labels{}
+
+// hasLabels waits until a node has these values of Ambipod's labels.
+func hasLabels(t *testing.T, on *node.Node, want labels) {
 	t.Helper()
-	eventually(t, "the node has its labels", func(ctx context.Context) error {
+	eventually(t, "node "+on.Name()+" has its labels", func(ctx context.Context) error {
 		var n corev1.Node
-		if err := shared.Get(ctx, "/api/v1/nodes/"+shared.Node().Name(), &n); err != nil {
+		if err := shared.Get(ctx, "/api/v1/nodes/"+on.Name(), &n); err != nil {
 			return err
 		}
-		have := []string{n.Labels["vm.ambipod.io/capable"], n.Labels["vm.ambipod.io/accel"], n.Labels["extraRuntime"]}
-		if want := []string{capable, accel, extraRuntime}; !slices.Equal(have, want) {
+		have := labels{n.Labels["vm.ambipod.io/capable"], n.Labels["vm.ambipod.io/accel"], n.Labels["extraRuntime"]}
+		if have != want {
 			return fmt.Errorf("its labels are %q, want %q", have, want)
 		}
 		return nil
@@ -122,8 +139,8 @@ spec:
   - {name: greeting, configMap: {name: greeting}}
 `
 
-// folder is the node's /srv/folder, as kubelet sees it and as the containers do.
-func folder() string { return filepath.Join(shared.HostDir(), "srv", "folder") }
+// folder is the node's /srv/folder.
+func folder() string { return filepath.Join(shared.Node().RootDir(), "srv", "folder") }
 
 func testVMPod(t *testing.T) {
 	if err := os.MkdirAll(folder(), 0o755); err != nil {
@@ -134,7 +151,7 @@ func testVMPod(t *testing.T) {
 	}
 	kubectl(t, "wait", "--for=condition=Ready", "pod/vm", "--timeout="+testTime.String())
 	logHas(t, "login:")
-	if out := inGuest(t, "cat /greeting/text; echo; echo guest >/folder/from; sync; ls /dev/tpm0"); out != "from the cluster\n/dev/tpm0\n" {
+	if out := inGuest(t, "vm", "cat /greeting/text; echo; echo guest >/folder/from; sync; ls /dev/tpm0"); out != "from the cluster\n/dev/tpm0\n" {
 		t.Errorf("the guest says %q", out)
 	}
 	if got, err := os.ReadFile(filepath.Join(folder(), "from")); err != nil || string(got) != "guest\n" {
@@ -148,7 +165,7 @@ func testVMPod(t *testing.T) {
 		t.Errorf("the pod's overhead is %s", got)
 	}
 	var names []string
-	for _, p := range members(t) {
+	for _, p := range members(t, "vm") {
 		names = append(names, p.name)
 	}
 	slices.Sort(names)
@@ -157,11 +174,11 @@ func testVMPod(t *testing.T) {
 	}
 }
 
-// inGuest runs a shell command in the VM once its agent answers.
-func inGuest(t *testing.T, command string) (out string) {
+// inGuest runs a shell command in a VM once its agent answers.
+func inGuest(t *testing.T, pod, command string) (out string) {
 	t.Helper()
-	eventually(t, "the guest answers", func(ctx context.Context) (err error) {
-		out, err = shared.Kubectl(ctx, "exec", "vm", "--", "sh", "-c", command)
+	eventually(t, "the guest of "+pod+" answers", func(ctx context.Context) (err error) {
+		out, err = shared.Kubectl(ctx, "exec", pod, "--", "sh", "-c", command)
 		return err
 	})
 	return out
@@ -185,10 +202,10 @@ type member struct {
 	process.Process
 }
 
-// members lists what runs for the VM's pod, by its control group.
-func members(t *testing.T) []member {
+// members lists what runs for a VM's pod, by its control group.
+func members(t *testing.T, pod string) []member {
 	t.Helper()
-	uid := kubectl(t, "get", "pod", "vm", "-o", "jsonpath={.metadata.uid}")
+	uid := kubectl(t, "get", "pod", pod, "-o", "jsonpath={.metadata.uid}")
 	files, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
 		t.Fatal(err)
@@ -308,7 +325,7 @@ func testRights(t *testing.T) {
 			t.Errorf("kubectl %s: %v, want %q:\n%s", strings.Join(c.args, " "), err, c.refused, out)
 		}
 	}
-	hasLabels(t, "true", "tcg", "virtlet") // made true again
+	hasLabels(t, shared.Node(), capable) // made true again
 }
 
 // vmruntime is the daemon in the DaemonSet's container.
@@ -361,7 +378,7 @@ func testIncapableNode(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	hasLabels(t, "", "", "")
+	hasLabels(t, shared.Node(), incapable)
 	if out, err := apply(t, homeless); err != nil {
 		t.Fatal(out)
 	}
@@ -374,7 +391,7 @@ func testIncapableNode(t *testing.T) {
 	if err := goOn(); err != nil {
 		t.Fatal(err)
 	}
-	hasLabels(t, "true", "tcg", "virtlet")
+	hasLabels(t, shared.Node(), capable)
 	kubectl(t, "wait", "--for=jsonpath={.status.phase}=Running", "pods", "-l", "is=homeless", "--timeout="+testTime.String())
 }
 
@@ -394,56 +411,65 @@ func become(t *testing.T, folder string) {
 	kubectl(t, "-n", "ambipod", "rollout", "status", "daemonset/node", patience)
 }
 
-const (
-	// bootID is the command that tells one boot of a guest from another.
-	bootID = "cat /proc/sys/kernel/random/boot_id"
-	// restarts is kubectl's output format for how often a pod's VM was started again.
-	restarts = "jsonpath={.status.containerStatuses[0].restartCount}"
-)
+// life is what tells one run of a VM from another.
+type life struct {
+	boot     string // the guest's
+	restarts string // as kubelet counts them
+	members  []member
+}
 
-// testRoll: new daemons find the VM as the old ones left it, again and again.
-func testRoll(t *testing.T) {
-	before, id := members(t), inGuest(t, bootID)
-	for _, folder := range []string{"overlays/monitoring", "overlays/objects"} {
-		daemon := vmruntime(t)
-		become(t, folder)
-		if daemon.Alive() {
-			t.Error("the former vmruntime is still there")
-		}
-		if folder == "overlays/monitoring" {
-			eventually(t, "metrics have the running VM", func(ctx context.Context) error {
-				page, err := node.Fetch(ctx, "http://"+shared.Node().IP().String()+":9468/metrics")
-				if err == nil && !strings.Contains(string(page), `ambipod_vms{state="running"} 1`) {
-					err = fmt.Errorf("they are %.2000q", page)
-				}
-				return err
-			})
+// lives are those of VMs, by the names of their pods.
+func lives(t *testing.T, pods ...string) map[string]life {
+	t.Helper()
+	found := map[string]life{}
+	for _, pod := range pods {
+		found[pod] = life{
+			boot:     inGuest(t, pod, "cat /proc/sys/kernel/random/boot_id"),
+			restarts: kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount}"),
+			members:  members(t, pod),
 		}
 	}
-	eventually(t, "the former pods are gone", func(ctx context.Context) error {
-		out, err := shared.Kubectl(ctx, "-n", "ambipod", "get", "pods", "-o", "name")
-		if err == nil && strings.Count(out, "\n") != 1 {
-			err = fmt.Errorf("there are %q", out)
+	return found
+}
+
+// liveOn fails unless VMs are in the lives that they were in, the first of their pods.
+func liveOn(t *testing.T, before map[string]life) {
+	t.Helper()
+	if len(before) == 0 {
+		t.Error("there was no VM to go on")
+	}
+	after := lives(t, slices.Collect(maps.Keys(before))...)
+	if !reflect.DeepEqual(before, after) {
+		t.Errorf("the VMs were %v and are %v", before, after)
+	}
+	for pod, now := range after {
+		if now.restarts != "0" || len(now.members) == 0 {
+			t.Errorf("%s was restarted %s times and has the processes %v", pod, now.restarts, now.members)
+		}
+	}
+}
+
+// testRoll: new daemons find the VM as the old ones left it.
+func testRoll(t *testing.T) {
+	before, daemon := lives(t, "vm"), vmruntime(t)
+	become(t, "overlays/monitoring")
+	if daemon.Alive() {
+		t.Error("the former vmruntime is still there")
+	}
+	eventually(t, "metrics have the running VM", func(ctx context.Context) error {
+		page, err := node.Fetch(ctx, "http://"+shared.Node().IP().String()+":9468/metrics")
+		if err == nil && !strings.Contains(string(page), `ambipod_vms{state="running"} 1`) {
+			err = fmt.Errorf("they are %.2000q", page)
 		}
 		return err
 	})
-	if after := members(t); !slices.Equal(before, after) {
-		t.Errorf("the VM's processes were %v and are %v", before, after)
-	}
-	if got := inGuest(t, bootID); got != id {
-		t.Errorf("the guest's boot was %s and is %s", id, got)
-	}
-	if got := kubectl(t, "get", "pod", "vm", "-o", restarts); got != "0" {
-		t.Errorf("the VM was restarted %s times", got)
-	}
+	liveOn(t, before)
 	// Folder, console and network go on as well.
-	if out := inGuest(t, "cat /folder/from; echo after the roll >/dev/console; wget -q -O /dev/null http://localhost && echo ok"); out != "guest\nok\n" {
+	if out := inGuest(t, "vm", "cat /folder/from; echo after the roll >/dev/console; wget -q -O /dev/null http://localhost && echo ok"); out != "guest\nok\n" {
 		t.Errorf("the guest says %q", out)
 	}
 	logHas(t, "after the roll")
-	hasLabels(t, "true", "tcg", "virtlet")
-	kubectl(t, "wait", "--for=jsonpath={.status.phase}=Running", "pod/unmounted", "--timeout="+testTime.String())
-	kubectl(t, "delete", "pod", "unmounted", "--now")
+	hasLabels(t, shared.Node(), capable)
 }
 
 // uninstall runs deploy/uninstall as somebody who has kubectl would.
@@ -459,48 +485,57 @@ func uninstall(t *testing.T, args ...string) (string, error) {
 	return string(out), err
 }
 
-// testForce: nothing is removed under a VM pod, unless told. The VM then goes on
-// without daemons, and new ones take it over.
+// testForce: nothing is removed under VM pods, unless told. The VMs then go on
+// without daemons, and new ones take them over.
 func testForce(t *testing.T) {
-	if out, err := uninstall(t); err == nil || !strings.Contains(out, "1 VM pods exist (default/vm)") {
-		t.Fatalf("uninstall beside a VM: %v:\n%s", err, out)
+	vms := append(fronts(t), "vm")
+	if out, err := uninstall(t); err == nil || !strings.Contains(out, "3 VM pods exist (default/front-") {
+		t.Fatalf("uninstall beside VMs: %v:\n%s", err, out)
 	}
 	kubectl(t, "-n", "ambipod", "rollout", "status", "daemonset/node", "--timeout=1s")
-	before, id := members(t), inGuest(t, bootID)
+	before := lives(t, vms...)
 	if out, err := uninstall(t, "--force"); err != nil {
 		t.Fatalf("%v:\n%s", err, out)
 	}
 	noObjects(t)
-	hasLabels(t, "", "", "")
-	if after := members(t); !slices.Equal(before, after) {
-		t.Errorf("the VM's processes were %v and are %v without daemons", before, after)
+	for _, n := range nodes() {
+		hasLabels(t, n, incapable)
 	}
-	url := "http://" + kubectl(t, "get", "pod", "vm", "-o", "jsonpath={.status.podIP}") + "/"
-	eventually(t, "the VM answers without daemons", func(ctx context.Context) error {
+	for _, vm := range vms {
+		if after := members(t, vm); !slices.Equal(before[vm].members, after) {
+			t.Errorf("the processes of %s were %v and are %v without daemons", vm, before[vm].members, after)
+		}
+		answers(t, vm)
+	}
+
+	become(t, "base")
+	for _, n := range nodes() {
+		hasLabels(t, n, capable)
+	}
+	liveOn(t, before)
+	kubectl(t, "delete", "--wait", "-f", pdb())
+	kubectl(t, "delete", "pod", "vm")
+	kubectl(t, "wait", "--for=delete", "pod", "-l", "app=front", "--timeout="+testTime.String())
+	for name, vm := range before {
+		for _, p := range vm.members {
+			if p.Alive() {
+				t.Errorf("%s (%d) outlived its pod %s", p.name, p.PID, name)
+			}
+		}
+	}
+}
+
+// answers waits until the machine gets a VM's page.
+func answers(t *testing.T, vm string) {
+	t.Helper()
+	url := "http://" + kubectl(t, "get", "pod", vm, "-o", "jsonpath={.status.podIP}") + "/"
+	eventually(t, vm+" answers", func(ctx context.Context) error {
 		page, err := node.Fetch(ctx, url)
-		if err == nil && !strings.Contains(string(page), "Hello from vm,") {
+		if err == nil && !strings.Contains(string(page), "Hello from "+vm+",") {
 			err = fmt.Errorf("its page is %q", page)
 		}
 		return err
 	})
-
-	become(t, "base")
-	hasLabels(t, "true", "tcg", "virtlet")
-	if got := inGuest(t, bootID); got != id {
-		t.Errorf("the guest's boot was %s and is %s", id, got)
-	}
-	if after := members(t); !slices.Equal(before, after) {
-		t.Errorf("the VM's processes were %v and are %v", before, after)
-	}
-	if got := kubectl(t, "get", "pod", "vm", "-o", restarts); got != "0" {
-		t.Errorf("the VM was restarted %s times", got)
-	}
-	kubectl(t, "delete", "pod", "vm")
-	for _, p := range before {
-		if p.Alive() {
-			t.Errorf("%s (%d) outlived its pod", p.name, p.PID)
-		}
-	}
 }
 
 // testUninstall: nothing stays.
@@ -535,17 +570,18 @@ func noObjects(t *testing.T) {
 func nothingLeft(t *testing.T) {
 	t.Helper()
 	noObjects(t)
-	hasLabels(t, "", "", "")
-	n := shared.Node()
-	for _, text := range []string{"virtlogd", "libvirtd", "vmruntime", "qemu-system", n.VMRunDir()} {
-		found, err := n.ProcessesNaming(text)
-		if err != nil || len(found) > 0 {
-			t.Errorf("processes of %s: %v (%v)", text, found, err)
+	for _, n := range nodes() {
+		hasLabels(t, n, incapable)
+		for _, text := range []string{"virtlogd", "libvirtd", "vmruntime", "qemu-system", layout.DefaultRun} {
+			found, err := n.ProcessesNaming(text)
+			if err != nil || len(found) > 0 {
+				t.Errorf("processes of %s on %s: %v (%v)", text, n.Name(), found, err)
+			}
 		}
-	}
-	for _, pattern := range []string{"/sys/fs/cgroup" + n.Cgroup() + "/ambipod", "/sys/fs/cgroup/*" + n.Cgroup() + "/ambipod", n.VMRunDir() + "/netns/*"} {
-		if found, err := filepath.Glob(pattern); err != nil || len(found) > 0 {
-			t.Errorf("left on the node: %v (%v)", found, err)
+		for _, pattern := range []string{"/sys/fs/cgroup" + n.Cgroup() + "/ambipod", "/sys/fs/cgroup/*" + n.Cgroup() + "/ambipod", n.VMRunDir() + "/netns/*"} {
+			if found, err := filepath.Glob(pattern); err != nil || len(found) > 0 {
+				t.Errorf("left on %s: %v (%v)", n.Name(), found, err)
+			}
 		}
 	}
 }

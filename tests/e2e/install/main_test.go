@@ -24,8 +24,12 @@ const testTime = fixture.TestTime
 
 var deadline, eventually = fixture.Deadline, fixture.Eventually
 
-// shared is the package's cluster, whose node has neither libvirtd nor vmruntime.
-var shared *cluster.Cluster
+// shared is the package's cluster, and second its second node. Each node has a root
+// directory of its own with criproxy, and neither libvirtd nor vmruntime.
+var (
+	shared *cluster.Cluster
+	second *node.Node
+)
 
 // overlay is the folder to apply.
 var overlay string
@@ -41,6 +45,9 @@ func runAll(m *testing.M) int {
 	code := 1
 	if err == nil {
 		code = m.Run()
+	}
+	if second != nil {
+		err = errors.Join(err, fixture.TakeDown(second, "install-second", code != 0))
 	}
 	if shared != nil {
 		err = errors.Join(err, fixture.TakeDown(shared.Node(), "install", code != 0))
@@ -67,13 +74,17 @@ func start(ctx context.Context) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the image of the daemons, which takes hack/setup.sh test: %w: %s", err, out)
 	}
-	shared, err = cluster.Start(ctx, node.Config{
-		Checkout: top, Name: fmt.Sprintf("e2e%d-install", os.Getpid()), Without: []string{node.Libvirtd, node.VMRuntime},
-	})
-	if err != nil {
+	config := node.Config{
+		Checkout: top, Name: fmt.Sprintf("e2e%d-install", os.Getpid()), OwnRoot: true, Without: []string{node.Libvirtd, node.VMRuntime},
+	}
+	if shared, err = cluster.Start(ctx, config); err != nil {
 		return err
 	}
-	overlay, err = shared.PrepareInstall(ctx, archive)
+	config.Name += "-second"
+	if second, err = shared.AddNode(ctx, config); err != nil {
+		return err
+	}
+	overlay, err = shared.PrepareInstall(ctx, archive, shared.Node(), second)
 	return err
 }
 
