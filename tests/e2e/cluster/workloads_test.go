@@ -106,17 +106,27 @@ func TestStatefulSetOfVMs(t *testing.T) {
 	s.rolledOut(t, db)
 	keeps("after an update", old)
 	s.release(t, first, "2")
+
+	old = uid()
+	s.kubectl(t, "rollout", "undo", db)
+	s.rolledOut(t, db)
+	keeps("after a rollback", old)
+	s.release(t, first, "1")
 }
 
 // TestDaemonSetOfVMs has one VM on each node that runs VMs.
 func TestDaemonSetOfVMs(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
+	const agent = "daemonset/agent"
 	s.apply(t, "daemonset.yaml")
-	s.rolledOut(t, "daemonset/agent")
-	s.kubectl(t, "set", "env", "daemonset/agent", "RELEASE=2")
-	s.rolledOut(t, "daemonset/agent")
-	s.release(t, "daemonset/agent", "2")
+	s.rolledOut(t, agent)
+	s.kubectl(t, "set", "env", agent, "RELEASE=2")
+	s.rolledOut(t, agent)
+	s.release(t, agent, "2")
+	s.kubectl(t, "rollout", "undo", agent)
+	s.rolledOut(t, agent)
+	s.release(t, agent, "1")
 	nodes := s.kubectl(t, "get", "pods", "-l", "app=agent", "-o", "jsonpath={.items[*].spec.nodeName}")
 	if nodes != shared.Node().Name() {
 		t.Errorf("VMs are on %q, want one on %s", nodes, shared.Node().Name())
