@@ -19,6 +19,9 @@ import (
 // patience is how long a rollout of the DaemonSet may take.
 const patience = "--timeout=180s"
 
+// startTime is for the image and two nodes.
+const startTime = 2 * testTime
+
 // What these tests have in common with those of the packages beside.
 const testTime = fixture.TestTime
 
@@ -39,7 +42,7 @@ func TestMain(m *testing.M) {
 }
 
 func runAll(m *testing.M) int {
-	ctx, cancel := context.WithTimeout(context.Background(), testTime)
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
 	err := start(ctx)
 	code := 1
@@ -70,6 +73,7 @@ func start(ctx context.Context) error {
 	}
 	defer os.RemoveAll(dir)
 	archive := filepath.Join(dir, "node.tar")
+	// As make images does, but without new programs: other packages use those that are there.
 	build := exec.CommandContext(ctx, filepath.Join(top, "images/node/build.sh"), filepath.Join(top, "_tools/images/packages.tar.gz"), archive)
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the image of the daemons, which takes hack/setup.sh test: %w: %s", err, out)
