@@ -109,3 +109,12 @@ func TestImageIsReproducible(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// make images runs what TestInstallation builds its image with.
+func TestMakeImages(t *testing.T) {
+	out := mustRun(t, "env", "--unset=MAKEFLAGS", "--unset=MAKELEVEL", "make", "--directory="+top, "--no-print-directory", "--dry-run", "images")
+	const want = "hack/setup.sh images\nimages/node/build.sh _tools/images/packages.tar.gz _build/images/node.tar\n"
+	if !strings.HasPrefix(out, want) {
+		t.Errorf("make images would run\n%s, want first\n%s", out, want)
+	}
+}
