@@ -3,8 +3,8 @@
 # at the version pinned by its own module under hack/tools, into _tools/bin.
 #
 # usage: hack/build-tools.sh NAME...
-#   names: kubelet control-plane metrics-server coredns containerd crictl critest
-#          crane gotestsum golangci-lint
+#   names: kubelet control-plane metrics-server csi-provisioner coredns containerd
+#          crictl critest crane gotestsum golangci-lint
 #   control-plane is kube-apiserver, kube-controller-manager, kube-scheduler,
 #   kube-proxy and kubectl: one build of what they share.
 #
@@ -65,6 +65,11 @@ for name; do
 	metrics-server)
 		build metrics-server metrics-server \
 			go build -trimpath -ldflags '-s -w' -o "$bin/" sigs.k8s.io/metrics-server/cmd/metrics-server
+		;;
+	csi-provisioner)
+		# Its module has the versions of metrics-server's, so that most is compiled already.
+		build csi-provisioner csi-provisioner \
+			go build -trimpath -ldflags '-s -w' -o "$bin/" github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner
 		;;
 	coredns) build coredns coredns go build -trimpath -ldflags '-s -w' -o "$bin/" . ;;
 	containerd) build containerd containerd containerd ;;

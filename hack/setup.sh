@@ -207,7 +207,7 @@ main() {
 			"${packages_e2e[@]}" "${packages_lint[@]}"
 		node_packages
 		step 'build the node tools' "$top/hack/build-tools.sh" "${node[@]}" gotestsum
-		step 'build the control plane' "$top/hack/build-tools.sh" "${cluster[@]}"
+		step 'build the control plane' "$top/hack/build-tools.sh" "${cluster[@]}" csi-provisioner
 		;;
 	images)
 		packages "${packages_vm[@]}" "${packages_images_node[@]}"

@@ -21,13 +21,16 @@ func (c *Cluster) register(ctx context.Context, daemon, port string) error {
 	if err != nil {
 		return fmt.Errorf("register %s: %w", daemon, err)
 	}
-	file := daemon + ".yaml"
+	return c.applyManifest(ctx, daemon+".yaml", strings.NewReplacer("$ADDRESS", c.node.IP().String(), "$PORT", port,
+		"$DNS", dnsIP().String(), "$CA", base64.StdEncoding.EncodeToString(ca)))
+}
+
+// applyManifest applies one of the manifests, filled in.
+func (c *Cluster) applyManifest(ctx context.Context, file string, fill *strings.Replacer) error {
 	manifest, err := manifests.ReadFile("manifests/" + file)
 	if err != nil {
-		return fmt.Errorf("register %s: %w", daemon, err)
+		return fmt.Errorf("register %s: %w", file, err)
 	}
-	fill := strings.NewReplacer("$ADDRESS", c.node.IP().String(), "$PORT", port, "$DNS", dnsIP().String(),
-		"$CA", base64.StdEncoding.EncodeToString(ca))
 	if err := c.write(file, []byte(fill.Replace(string(manifest)))); err != nil {
 		return err
 	}

@@ -40,7 +40,9 @@ func runAll(m *testing.M) int {
 		return fail(err)
 	}
 	code := m.Run()
-	if err := errors.Join(fixture.TakeDown(plain, "plain", code != 0), fixture.TakeDown(shared.Node(), "cluster", code != 0)); err != nil {
+	err = errors.Join(fixture.TakeDown(plain, "plain", code != 0), fixture.TakeDown(shared.Node(), "cluster", code != 0),
+		storage.Close(context.Background()))
+	if err != nil {
 		return fail(err)
 	}
 	// The provisioner of host paths makes the folder and only empties it; it is
@@ -57,9 +59,12 @@ func start(top string) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := startStorage(ctx); err != nil {
+		return errors.Join(err, fixture.TakeDown(shared.Node(), "cluster", true))
+	}
 	plain, err = shared.AddPlainNode(ctx, node.Config{Checkout: top, Name: name + "plain"})
 	if err != nil {
-		return errors.Join(err, fixture.TakeDown(shared.Node(), "cluster", true))
+		return errors.Join(err, fixture.TakeDown(shared.Node(), "cluster", true), storage.Close(context.WithoutCancel(ctx)))
 	}
 	return nil
 }
