@@ -6,7 +6,7 @@
 #   TINY_CACHE  folder that keeps downloaded packages (default: beside OUT)
 #   TINY_SIZE   size of the guest's disk in MiB (default: 112)
 #   TINY_KERNEL Debian's package of the kernel (default: linux-image-cloud-amd64;
-#               linux-image-amd64 has 9p, which that one lacks)
+#               linux-image-amd64 has 9p, AHCI and e1000e, which that one lacks)
 #
 # Nothing is mounted and nothing needs root: packages are unpacked, the file
 # system is made from a folder, and the boot loader is written with dd.
@@ -83,9 +83,11 @@ fetch() {
 	done <"$work/files"
 }
 
-modules() { # modules WHERE: names from kernel-modules, WHERE is boot, root or full
+modules() { # modules WHERE: names from kernel-modules, WHERE is boot, root, full or full-boot
 	sed -n "s/^\($1\)  *//p" "$here/kernel-modules"
 }
+
+is_full() { [ "$kernel" = linux-image-amd64 ]; }
 
 # copy_modules NAMES TARGET copies modules and what they depend on. A name that
 # is built into the kernel needs no file.
@@ -154,15 +156,17 @@ install_kernel() {
 	cp "$unpacked/boot/vmlinuz-$release" "$root/boot/vmlinuz"
 	mkdir -p "$root/lib/modules/$release"
 	copy_modules "$(modules 'boot\|root')" "$root"
-	[ "$kernel" != linux-image-amd64 ] || copy_modules "$(modules full)" "$root"
+	! is_full || copy_modules "$(modules 'full\|full-boot')" "$root"
 }
 
 make_ramdisk() {
+	local where=boot
+	! is_full || where='boot\|full-boot'
 	mkdir -p "$ramdisk"/{bin,etc,dev,proc,sys,root} "$ramdisk/lib/modules/$release"
 	cp "$root/usr/bin/busybox" "$ramdisk/bin/"
 	cp "$here/initramfs/init" "$ramdisk/init"
-	modules boot >"$ramdisk/etc/modules"
-	copy_modules "$(modules boot)" "$ramdisk"
+	modules "$where" >"$ramdisk/etc/modules"
+	copy_modules "$(modules "$where")" "$ramdisk"
 	(cd "$ramdisk" && find . -print0 | sort -z | cpio --null -o -H newc -R 0:0 --quiet --reproducible) |
 		gzip -9n >"$root/boot/initrd"
 }

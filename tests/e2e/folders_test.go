@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +17,8 @@ import (
 	"github.com/ambipod/ambipod/tests/node"
 )
 
-// fullImage is the tiny guest with Debian's complete kernel, which has 9p.
+// fullImage is the tiny guest with Debian's complete kernel, which has 9p and drivers of
+// what is no virtio device.
 const fullImage = "tiny-full.qcow2"
 
 const ninePReport = `#cloud-config
@@ -53,8 +56,30 @@ func openFolder(t *testing.T, hello string) string {
 	return dir
 }
 
+// realDrivers prints the drivers of what the guest's network card, its root disk and
+// its drive for cloud-init are attached to.
+const realDrivers = `driver() { echo "$1: $(basename "$(readlink -f "$2/driver")")"; }
+driver eth0 /sys/class/net/eth0/device
+for disk in sda sr0; do driver $disk /sys/class/block/$disk/device/../../../..; done`
+
+// checkWithoutVirtio: the guest boots from SATA, and is reached by a network card that
+// its drivers know, as guests with no drivers for virtio must.
+func checkWithoutVirtio(t *testing.T, p *pod) {
+	t.Helper()
+	p.says(t, realDrivers, "eth0: e1000e\nsda: ahci\nsr0: ahci\n")
+	url := "http://" + p.ip(t) + "/"
+	eventually(t, "the guest answers at its pod's address", func(ctx context.Context) error {
+		page, err := node.Fetch(ctx, url)
+		if err == nil && !strings.Contains(string(page), p.config.GetHostname()) {
+			err = fmt.Errorf("its page is %q", page)
+		}
+		return err
+	})
+}
+
 // TestFoldersWithoutVirtiofsd: on a node without virtiofsd QEMU itself serves folders,
-// as its own user, and a folder that this user cannot use is refused.
+// as its own user, and a folder that this user cannot use is refused. The guest has
+// neither disks nor a network card of virtio.
 func TestFoldersWithoutVirtiofsd(t *testing.T) {
 	n := criNode(t)
 	c := dial(t, n)
@@ -73,7 +98,10 @@ func TestFoldersWithoutVirtiofsd(t *testing.T) {
 
 	p := &pod{client: c, config: podConfig(t, n, guest), container: containerConfig(guest), kind: guest}
 	t.Cleanup(func() { p.removeAtEnd(t) })
-	p.config.Annotations = map[string]string{"vm.ambipod.io/user-data": ninePReport}
+	p.config.Annotations = map[string]string{
+		"vm.ambipod.io/user-data": ninePReport,
+		"vm.ambipod.io/machine":   "q35", "vm.ambipod.io/disk-bus": "sata", "vm.ambipod.io/nic-model": "e1000e",
+	}
 	p.container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: data}, {ContainerPath: "/fixed", HostPath: fixed, Readonly: true}}
 	must(t, p.tryRun(t))
 	if report := waitFile(t, filepath.Join(data, "done")); report != "open\nfixed\n2\n" {
@@ -85,6 +113,7 @@ func TestFoldersWithoutVirtiofsd(t *testing.T) {
 	if kept.Uid == hello.Uid {
 		t.Error("the guest's file belongs to root, who QEMU must not be")
 	}
+	checkWithoutVirtio(t, p)
 	p.removeAtEnd(t)
 
 	for what, row := range map[string]struct {
