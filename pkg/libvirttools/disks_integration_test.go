@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambipod/ambipod/pkg/libvirttools"
@@ -51,7 +52,7 @@ func TestManyDisks(t *testing.T) {
 			if got := len(devicesOf(t, g, frontends[bus])); got != count+1 {
 				t.Errorf("QEMU has %d disks on bus %s, want %d", got, bus, count+1)
 			}
-			checkCaches(t, g)
+			checkUses(t, g)
 		})
 	}
 }
@@ -69,35 +70,68 @@ func devicesOf(t *testing.T, g *guest, kind string) []string {
 	return serials
 }
 
-// checkCaches compares what QEMU was told about some disks with what was asked for.
-func checkCaches(t *testing.T, g *guest) {
+// use is how QEMU uses a disk.
+type use struct {
+	Direct, NoFlush, ReadOnly bool
+	AIO, Discard, WriteCache  string
+}
+
+// uses reads QEMU's command line, where a disk is a file with its cache, the format of
+// what is in it, and the device that the guest sees.
+func uses(t *testing.T, g *guest) map[string]use {
 	t.Helper()
-	type node struct {
-		Driver   string `json:"driver"`
-		Filename string `json:"filename"`
-		AIO      string `json:"aio"`
-		Discard  string `json:"discard"`
-		ReadOnly bool   `json:"read-only"`
-		Cache    struct {
+	type part struct {
+		Name       string `json:"node-name"`
+		Filename   string `json:"filename"`
+		AIO        string `json:"aio"`
+		File       string `json:"file"`
+		Discard    string `json:"discard"`
+		ReadOnly   bool   `json:"read-only"`
+		Drive      string `json:"drive"`
+		WriteCache string `json:"write-cache"`
+		Cache      struct {
 			Direct  bool `json:"direct"`
 			NoFlush bool `json:"no-flush"`
 		} `json:"cache"`
 	}
-	found := map[string]node{}
+	var files []part
+	formats, devices := map[string]part{}, map[string]part{}
 	for _, arg := range arguments(t, g) {
-		var n node
-		if json.Unmarshal([]byte(arg), &n) == nil && n.Filename != "" {
-			found[filepath.Base(n.Filename)] = n
+		var p part
+		switch err := json.Unmarshal([]byte(arg), &p); {
+		case err != nil:
+		case p.Filename != "":
+			files = append(files, p)
+		case p.File != "":
+			formats[p.File] = p
+		case p.Drive != "":
+			devices[p.Drive] = p
 		}
 	}
-	for name, check := range map[string]func(node) bool{
-		"data1": func(n node) bool { return n.Cache.NoFlush },
-		"data2": func(n node) bool { return n.Cache.Direct && !n.Cache.NoFlush && n.AIO == "native" },
-		"data3": func(n node) bool { return n.Cache.Direct && n.AIO == "threads" },
-		"data6": func(n node) bool { return n.Cache.NoFlush && n.Discard == "unmap" },
+	found := map[string]use{}
+	for _, file := range files {
+		format := formats[file.Name]
+		found[filepath.Base(file.Filename)] = use{
+			file.Cache.Direct, file.Cache.NoFlush, format.ReadOnly, file.AIO, format.Discard, devices[format.Name].WriteCache,
+		}
+	}
+	return found
+}
+
+// checkUses compares what QEMU was told about disks with what was asked for.
+func checkUses(t *testing.T, g *guest) {
+	t.Helper()
+	found := uses(t, g)
+	for name, want := range map[string]use{
+		"data1": {NoFlush: true, WriteCache: "on", Discard: "unmap"},
+		"data2": {Direct: true, AIO: "native", WriteCache: "on", Discard: "unmap"},
+		"data3": {Direct: true, AIO: "threads", WriteCache: "off", Discard: "unmap"},
+		"data4": {WriteCache: "off", Discard: "ignore"},
+		"data5": {ReadOnly: true, WriteCache: "on"},
+		"data6": {NoFlush: true, WriteCache: "on", Discard: "unmap"},
 	} {
-		if n := found[name]; n.Filename == "" || !check(n) {
-			t.Errorf("QEMU was told %+v about disk %s", n, name)
+		if diff := cmp.Diff(want, found[name]); diff != "" {
+			t.Errorf("QEMU was told of disk %s (-want +got):\n%s", name, diff)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/ambipod/ambipod/pkg/network/netns"
 )
@@ -233,17 +234,39 @@ func TestSweep(t *testing.T) {
 }
 
 // TestGarbageCollection: the verb GC would free the addresses of every other
-// runtime on the network, so it is used only when that is wanted.
+// runtime on the network, so it is used only when that is wanted. Plugins are told
+// what they must keep: all that there is a record of.
 func TestGarbageCollection(t *testing.T) {
 	for _, exclusive := range []bool{false, true} {
 		n := newNode(t)
-		bin := n.fakePlugin("fake", fmt.Sprintf("cat >>%s/stdin", n.dir))
+		stdin := filepath.Join(n.dir, "stdin")
+		bin := n.fakePlugin("fake", `[ "$CNI_COMMAND" = DEL ] || cat >`+stdin)
 		n.manager = n.newManager(Options{BinDirs: []string{bin}, Exclusive: exclusive})
 		must(t, os.WriteFile(filepath.Join(n.conf, "1.conflist"),
 			[]byte(`{"cniVersion":"1.1.0","name":"testnet","plugins":[{"type":"fake"}]}`), 0o600))
-		must(t, n.onHost(func() error { return n.manager.Sweep(t.Context(), nil) }))
-		if got, want := n.verbs(), map[bool]string{false: "", true: "GC"}[exclusive]; got != want {
+		list, err := n.manager.loadConfig()
+		must(t, err)
+		kept, dead := testPod(t), testPod(t)
+		for _, pod := range []Pod{kept, dead} {
+			a, err := newAttachment(pod, n.manager.netnsPath(pod.SandboxID), list)
+			must(t, err)
+			must(t, n.manager.attachments.save(a))
+		}
+		must(t, n.onHost(func() error { return n.manager.Sweep(t.Context(), map[string]bool{kept.SandboxID: true}) }))
+		if got, want := n.verbs(), map[bool]string{false: "DEL", true: "DEL GC"}[exclusive]; got != want {
 			t.Errorf("exclusive %v: verbs %q, want %q", exclusive, got, want)
+		}
+		if !exclusive {
+			continue
+		}
+		var told struct {
+			Keep []map[string]string `json:"cni.dev/valid-attachments"`
+		}
+		config, err := os.ReadFile(stdin)
+		must(t, err)
+		must(t, json.Unmarshal(config, &told))
+		if diff := cmp.Diff([]map[string]string{{"containerID": kept.SandboxID, "ifname": "eth0"}}, told.Keep); diff != "" {
+			t.Errorf("what plugins are told to keep (-want +got):\n%s\n%s", diff, config)
 		}
 	}
 }
