@@ -97,7 +97,7 @@ func (r PersistentRoot) examine(device *os.File) (done bool, err error) {
 	case found.Version > headerVersion:
 		return false, fmt.Errorf("its header has version %d and this Ambipod knows version %d, upgrade the node: %w", found.Version, headerVersion, errdefs.ErrFailedPrecondition)
 	case found.Complete && found.Image != r.ImageID && !r.Replace:
-		return false, fmt.Errorf("it was made from image %s and the pod's image is %s: use that image, another volume, or allow the disk to be replaced: %w",
+		return false, fmt.Errorf("it was made from image %s and the pod's image is %s: use that image or another volume, or set the annotation vm.ambipod.io/replace-root to lose what the disk holds: %w",
 			found.Image, r.ImageID, errdefs.ErrFailedPrecondition)
 	}
 	return found.Complete && found.Image == r.ImageID, nil
