@@ -46,6 +46,6 @@ The cluster is up. Its addresses are in %s; from the top of the checkout:
   $KUBECTL apply -f examples/pod.yaml
   $KUBECTL logs -f tiny-vm
 
-docs/development.md says more. Files and logs are in %s.
+docs/quickstart.md goes on from here. Files and logs are in %s.
 Remove the cluster with: make down
 `

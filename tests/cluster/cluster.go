@@ -123,7 +123,7 @@ func (c *Cluster) start(ctx context.Context) error {
 func (c *Cluster) join(ctx context.Context, n *node.Node) error {
 	var labels map[string]string
 	if n.Has(node.VMRuntime) {
-		labels = map[string]string{"vm.ambipod.io/capable": "true"}
+		labels = map[string]string{"vm.ambipod.io/capable": "true", "extraRuntime": "virtlet"} // as deploy/base labels them
 	}
 	err := n.Join(node.Join{
 		Kubeconfig:  c.kubeconfig(kubeletOf(n)),

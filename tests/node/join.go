@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -64,7 +65,7 @@ func (n *Node) Join(j Join) error {
 		return fmt.Errorf("kubelet of node %q runs already: %w", n.cfg.Name, errdefs.ErrFailedPrecondition)
 	}
 	n.cfg.Join = &j
-	if err := n.writeKubelet(); err != nil {
+	if err := errors.Join(n.writeKubelet(), n.writeNetwork()); err != nil {
 		return err
 	}
 	return n.save()

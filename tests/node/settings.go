@@ -38,10 +38,6 @@ func (n *Node) writeSettings() error {
 	if err != nil {
 		return fmt.Errorf("write registry of containerd: %w", err)
 	}
-	cni, err := json.MarshalIndent(n.cniSettings(), "", "  ")
-	if err != nil {
-		return fmt.Errorf("write CNI configuration: %w", err)
-	}
 	translations, err := yaml.Marshal(n.translations())
 	if err != nil {
 		return fmt.Errorf("write image translations: %w", err)
@@ -58,7 +54,7 @@ func (n *Node) writeSettings() error {
 	return errors.Join(
 		n.writeSetting("containerd.toml", containerd),
 		n.writeSetting("registries/"+registryHost+"/hosts.toml", hosts),
-		n.writeSetting("cni/10-ambipod.conflist", cni),
+		n.writeNetwork(),
 		n.writeKubelet(),
 		n.writeSetting(dirTranslations+"/images.yaml", translations),
 		n.writeSetting("criproxy.yaml", proxy),
@@ -245,14 +241,15 @@ type cniRoute struct {
 	Destination string `json:"dst"`
 }
 
-type cniPortmap struct {
+// cniCapable is a plugin that acts on pods which ask for one of its capabilities.
+type cniCapable struct {
 	Type         string          `json:"type"`
 	Capabilities map[string]bool `json:"capabilities"`
 }
 
 func (n *Node) cniSettings() cniList {
 	pods := n.net.Pods
-	return cniList{
+	list := cniList{
 		CNIVersion: "1.0.0",
 		Name:       "ambipod",
 		Plugins: []any{
@@ -270,9 +267,22 @@ func (n *Node) cniSettings() cniList {
 					Routes: []cniRoute{{Destination: "0.0.0.0/0"}},
 				},
 			},
-			cniPortmap{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}},
+			cniCapable{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}},
 		},
 	}
+	if n.cfg.Join != nil { // a cluster's pods may ask for limits, too
+		list.Plugins = append(list.Plugins, cniCapable{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}})
+	}
+	return list
+}
+
+// writeNetwork writes the configuration of the pods' network.
+func (n *Node) writeNetwork() error {
+	settings, err := json.MarshalIndent(n.cniSettings(), "", "  ")
+	if err != nil {
+		return fmt.Errorf("write CNI configuration: %w", err)
+	}
+	return n.writeSetting("cni/10-ambipod.conflist", settings)
 }
 
 // kubeletConfig has the settings of KubeletConfiguration v1beta1 that the node

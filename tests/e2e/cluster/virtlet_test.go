@@ -86,7 +86,6 @@ func TestVirtletExamples(t *testing.T) {
 	t.Parallel()
 	must(t, shared.Node().TranslateImages("virtlet", []byte(virtletImages)))
 	must(t, bootsector.WriteDisk(deadline(t), filepath.Join(shared.Node().SiteDir(), "sector.raw")))
-	kubectl(t, "label", "node", shared.Node().Name(), "extraRuntime=virtlet")
 	things := t.TempDir()
 	e := examples{space{"default"}, t.TempDir()}
 	e.prepare(t, things)
