@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,8 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containernetworking/plugins/pkg/ns"
-
+	"github.com/ambipod/ambipod/tests/e2e/fixture"
 	"github.com/ambipod/ambipod/tests/node"
 )
 
@@ -82,7 +80,7 @@ func (v vmctl) slowSite(t *testing.T) (name string, release func()) {
 	wait := make(chan struct{})
 	release = sync.OnceFunc(func() { close(wait) })
 	t.Cleanup(release)
-	site := serveInNode(t, v.n, func(w http.ResponseWriter, _ *http.Request) {
+	site := fixture.ServeInNode(t, v.n, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
 		half := len(content) / 2
 		_, _ = w.Write(content[:half])
@@ -94,23 +92,12 @@ func (v vmctl) slowSite(t *testing.T) (name string, release func()) {
 	return "vm.ambipod.io/http/" + site + "/slow.qcow2:latest", release
 }
 
-// serveInNode serves on the node's loopback while the test runs, and returns where.
-func serveInNode(t *testing.T, n *node.Node, handler http.HandlerFunc) string {
-	t.Helper()
-	listener := listenInNode(t, n)
-	site := &http.Server{ReadHeaderTimeout: time.Minute, Handler: handler}
-	served := make(chan struct{})
-	go func() { defer close(served); _ = site.Serve(listener) }()
-	t.Cleanup(func() { site.Close(); <-served })
-	return listener.Addr().String()
-}
-
 // secretImages pulls an image that takes a password.
 func (v vmctl) secretImages(t *testing.T) {
 	disk, err := os.ReadFile(filepath.Join(v.n.SiteDir(), "tiny.qcow2"))
 	must(t, err)
 	disk = append(disk, make([]byte, 1024)...) // other content than other images
-	site := serveInNode(t, v.n, func(w http.ResponseWriter, r *http.Request) {
+	site := fixture.ServeInNode(t, v.n, func(w http.ResponseWriter, r *http.Request) {
 		if user, password, _ := r.BasicAuth(); user != "me" || password != planted {
 			w.Header().Set("WWW-Authenticate", "Basic")
 			http.Error(w, "who are you?", http.StatusUnauthorized)
@@ -144,17 +131,4 @@ func (v vmctl) secretImages(t *testing.T) {
 		t.Errorf("with the password: %+v", r)
 	}
 	v.run(t, "images", "rm", name)
-}
-
-// listenInNode listens on the node's own loopback.
-func listenInNode(t *testing.T, n *node.Node) net.Listener {
-	t.Helper()
-	var listener net.Listener
-	if err := ns.WithNetNSPath(n.Namespace(), func(ns.NetNS) (err error) {
-		listener, err = net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it is there at once
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return listener
 }
