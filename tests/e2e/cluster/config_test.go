@@ -11,9 +11,10 @@ import (
 // TestConfigurationReachesARunningVM: ConfigMaps, Secrets, the downward API, tokens
 // and single files are in the guest, and what changes in the cluster changes there.
 func TestConfigurationReachesARunningVM(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t)
-	s.kubectl(t, "apply", "-f", "testdata/configured.yaml")
-	const pod = "configured"
+	s.apply(t, "live-config.yaml")
+	const pod = "live"
 	for script, want := range map[string]string{
 		"cat /settings/colour":                                "green",
 		"cat /etc/motd":                                       "one line\n",
@@ -29,7 +30,7 @@ func TestConfigurationReachesARunningVM(t *testing.T) {
 	} {
 		s.prints(t, pod, script, want)
 	}
-	s.kubectl(t, "patch", "configmap", "settings", "--patch", `{"data": {"colour": "red"}}`)
+	s.kubectl(t, "patch", "configmap", "live-settings", "--patch", `{"data": {"colour": "red"}}`)
 	s.kubectl(t, "label", "--overwrite", "pod", pod, "tier=back")
 	s.prints(t, pod, "cat /settings/colour /all/of/colour", "redred")
 	s.prints(t, pod, "grep tier /labels/labels", "tier=\"back\"\n")

@@ -8,65 +8,95 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/ambipod/ambipod/tests/bootsector"
 	"github.com/ambipod/ambipod/tests/node"
 )
+
+// shown is a file of examples/, one of its pods, and what a script in the pod's guest
+// prints in the end. One without a script has a guest that runs none. See, if set, looks
+// at the VM from outside.
+type shown struct {
+	file, pod    string
+	script, want string
+	see          func(s space, t *testing.T, pod string)
+}
+
+// atOnce is how many VMs boot together: so many leave room on a node of two processors for
+// those of another test.
+const atOnce = 4
 
 // TestExamples applies examples and looks at each VM from inside.
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	claimsGo(t)
 	s := newSpace(t)
-	for _, e := range []struct{ file, pod, script, want string }{
-		{
-			"config.yaml", "configured",
-			`cat /etc/settings/colour /etc/credentials/token /etc/motd; echo " $colour"`,
-			"greensesamemade by cloud-init\n green\n",
-		},
-		{
-			"disks.yaml", "many-disks",
-			`df -m / | awk 'NR == 2 {print ($2 > 150)}'; df /scratch /cache | awk 'NR > 1 {print $6}'; blockdev --getsize64 /dev/raw-disk`,
-			"1\n/scratch\n/cache\n33554432\n",
-		},
-		{
-			"volumes.yaml", "with-folders",
-			`echo kept >/scratch/file && cat /scratch/file; test -s /zones/UTC && echo zones; touch /zones/new 2>/dev/null || echo read-only`,
-			"kept\nzones\nread-only\n",
-		},
-		{
-			"cloud-init.yaml", "first-booted",
-			"hostname; cat /root/by-script /etc/motd; grep -c you@example /root/.ssh/authorized_keys",
-			"chosen\nscripted\nBe careful.\n1\n",
-		},
-		{
-			"hardware.yaml", "equipped",
-			`cd /sys/class/dmi/id; cat product_serial product_uuid; grep -c ^processor /proc/cpuinfo; ls -d /dev/tpm0 /sys/block/vda; grep -l 0x25ab /sys/bus/pci/devices/*/device | wc -l`,
-			"machine-7\n53008994-44c0-4017-ad44-9c49758083da\n2\n/dev/tpm0\n/sys/block/vda\n1\n",
-		},
-		{
-			"network.yaml", "networked",
-			"hostname; cat /etc/resolv.conf | sort",
-			"desk\nnameserver 192.0.2.53\nsearch office.example\n",
-		},
-		{
-			"pvc.yaml", "with-files",
-			"echo here >/srv/files/where && cat /srv/files/where; mount | grep -o 'on /srv/files type virtiofs'",
-			"here\non /srv/files type virtiofs\n",
-		},
-	} {
-		t.Run(e.file, func(t *testing.T) {
+	nameImages(t)
+	for batch := range slices.Chunk(slices.Concat(usualExamples(), rareExamples()), atOnce) {
+		remove := []string{"delete", "pod", "--grace-period=5", "--ignore-not-found"}
+		for _, e := range batch {
 			s.apply(t, e.file)
-			s.wait(t, "condition=Ready", "pod/"+e.pod)
-			if got := s.inGuest(t, "pod/"+e.pod, e.script); got != e.want {
-				t.Errorf("%s\nin the guest prints %q, want %q", e.script, got, e.want)
-			}
-			if e.file == "network.yaml" {
-				s.hostPort(t, e.pod)
-			}
-			s.kubectl(t, "delete", "pod", e.pod)
-		})
+			remove = append(remove, e.pod)
+		}
+		for _, e := range batch {
+			t.Run(e.pod, func(t *testing.T) { s.show(t, e) })
+		}
+		s.kubectl(t, remove...)
+	}
+}
+
+// show waits until a VM is what its example says.
+func (s space) show(t *testing.T, e shown) {
+	s.wait(t, "condition=Ready", "pod/"+e.pod)
+	if e.script != "" {
+		s.prints(t, e.pod, e.script, e.want)
+	}
+	if e.see != nil {
+		e.see(s, t, e.pod)
+	}
+}
+
+func usualExamples() []shown {
+	return []shown{
+		{
+			file: "config.yaml", pod: "configured",
+			script: `cat /etc/settings/colour /etc/credentials/token /etc/motd; echo " $colour"`,
+			want:   "greensesamemade by cloud-init\n green\n",
+		},
+		{
+			file: "disks.yaml", pod: "many-disks",
+			script: `df -m / | awk 'NR == 2 {print ($2 > 150)}'; df /scratch /cache | awk 'NR > 1 {print $6}'; blockdev --getsize64 /dev/raw-disk`,
+			want:   "1\n/scratch\n/cache\n33554432\n",
+		},
+		{
+			file: "volumes.yaml", pod: "with-folders",
+			script: `echo kept >/scratch/file && cat /scratch/file; test -s /zones/UTC && echo zones; touch /zones/new 2>/dev/null || echo read-only`,
+			want:   "kept\nzones\nread-only\n",
+		},
+		{
+			file: "cloud-init.yaml", pod: "first-booted",
+			script: "hostname; cat /root/by-script /etc/motd; grep -c you@example /root/.ssh/authorized_keys",
+			want:   "chosen\nscripted\nBe careful.\n1\n",
+		},
+		{
+			file: "hardware.yaml", pod: "equipped",
+			script: `cd /sys/class/dmi/id; cat product_serial product_uuid; grep -c ^processor /proc/cpuinfo; ls -d /dev/tpm0 /sys/block/vda; grep -l 0x25ab /sys/bus/pci/devices/*/device | wc -l`,
+			want:   "machine-7\n53008994-44c0-4017-ad44-9c49758083da\n2\n/dev/tpm0\n/sys/block/vda\n1\n",
+		},
+		{
+			file: "network.yaml", pod: "networked",
+			script: "hostname; cat /etc/resolv.conf | sort",
+			want:   "desk\nnameserver 192.0.2.53\nsearch office.example\n",
+			see:    space.hostPort,
+		},
+		{
+			file: "pvc.yaml", pod: "with-files",
+			script: "echo here >/srv/files/where && cat /srv/files/where; mount | grep -o 'on /srv/files type virtiofs'",
+			want:   "here\non /srv/files type virtiofs\n",
+		},
 	}
 }
 
@@ -116,14 +146,29 @@ func TestLocalVolumes(t *testing.T) {
 	}
 }
 
-// TestPersistentRoot boots a pod, and then another, from one disk.
+// TestPersistentRoot boots a pod, and then another, from one disk. The disk was made from
+// another image before: the pod that wants it is refused, unless it says that all may be lost.
 func TestPersistentRoot(t *testing.T) {
 	t.Parallel()
 	device, _ := loop(t, "", 160<<20)
 	s := newSpace(t)
+	const image = "persistent-root.raw"
+	must(t, bootsector.WriteDisk(deadline(t), filepath.Join(shared.Node().SiteDir(), image)))
+	must(t, shared.Node().TranslateImages("persistent-root", []byte("translations: [{name: sector, url: http://127.0.0.1/"+image+"}]")))
 	s.localVolume(t, "local-root-disks", "Block", device)
 	const pod = "pod/pet"
+	example, err := os.ReadFile(examplePath("root-disk.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.applyText(t, strings.Replace(string(example), "vm.ambipod.io/tiny", "vm.ambipod.io/sector", 1))
+	s.logs(t, "pet", bootsector.Ready)
+	s.kubectl(t, "delete", "--grace-period=1", pod)
 	s.apply(t, "root-disk.yaml")
+	s.says(t, pod, "vm.ambipod.io/replace-root")
+	s.kubectl(t, "delete", pod)
+
+	s.apply(t, "replace-root.yaml")
 	s.wait(t, "condition=Ready", pod)
 	s.inGuest(t, pod, "echo kept >/root/note; sync")
 	s.kubectl(t, "delete", pod)
@@ -135,33 +180,18 @@ func TestPersistentRoot(t *testing.T) {
 }
 
 // localVolume makes a volume and a storage class for it, which go at the test's
-// end.
+// end: examples/local-volume.yaml, filled in as its comment says.
 func (s space) localVolume(t *testing.T, class, mode, path string) {
 	t.Helper()
-	t.Cleanup(func() { atEnd(t, "delete", "persistentvolume/"+class, "storageclass/"+class, "--wait=false") })
-	s.applyText(t, fmt.Sprintf(`
-apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata: {name: %[1]s}
-provisioner: kubernetes.io/no-provisioner
-volumeBindingMode: WaitForFirstConsumer
----
-apiVersion: v1
-kind: PersistentVolume
-metadata: {name: %[1]s}
-spec:
-  storageClassName: %[1]s
-  volumeMode: %[2]s
-  capacity: {storage: 1Gi}
-  accessModes: [ReadWriteOnce]
-  persistentVolumeReclaimPolicy: Retain
-  local: {path: %[3]s}
-  nodeAffinity:
-    required:
-      nodeSelectorTerms:
-        - matchExpressions:
-            - {key: kubernetes.io/hostname, operator: In, values: [%[4]s]}
-`, class, mode, path, shared.Node().Name()))
+	t.Cleanup(func() {
+		atEnd(t, "delete", "persistentvolume/"+class+"-1", "storageclass/"+class, "--wait=false")
+	})
+	example, err := os.ReadFile(examplePath("local-volume.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.applyText(t, strings.NewReplacer("local-disks", class, "volumeMode: Block", "volumeMode: "+mode,
+		"/dev/disk/by-id/DISK", path, "NODE", shared.Node().Name()).Replace(string(example)))
 }
 
 // loop attaches a file of a size in bytes that begins with a text as a block device. It
