@@ -262,13 +262,13 @@ var general = []Annotation{
 	{
 		Name: Domain + "ingress-bandwidth", Alias: "kubernetes.io/ingress-bandwidth",
 		Allowed: "a Kubernetes quantity of bits per second, such as `10M`", Default: "no limit",
-		Doc:   "Most traffic towards the guest; needs the CNI plugin `bandwidth` in the node's configuration.",
+		Doc:   "Most traffic towards the guest, beyond bursts of up to 256 MiB; needs the CNI plugin `bandwidth` in the node's configuration, without which nothing is limited.",
 		parse: func(s *Settings, value string) (err error) { s.IngressBandwidth, err = amount(value); return err },
 	},
 	{
 		Name: Domain + "egress-bandwidth", Alias: "kubernetes.io/egress-bandwidth",
 		Allowed: "a Kubernetes quantity of bits per second, such as `10M`", Default: "no limit",
-		Doc:   "Most traffic from the guest; needs the CNI plugin `bandwidth` in the node's configuration.",
+		Doc:   "Most traffic from the guest, beyond bursts of up to 256 MiB; needs the CNI plugin `bandwidth` in the node's configuration, without which nothing is limited.",
 		parse: func(s *Settings, value string) (err error) { s.EgressBandwidth, err = amount(value); return err },
 	},
 	{
