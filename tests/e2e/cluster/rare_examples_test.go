@@ -95,7 +95,7 @@ const exampleImages = `translations:
   url: http://127.0.0.1/tiny.qcow2
 - regexp: ^cloud\.debian\.org/images/
   url: http://127.0.0.1/tiny.qcow2
-- regexp: ^oci/quay\.io/containerdisks/
+- regexp: ^oci/registry\.example\.com/containerdisks/
   url: oci://127.0.0.1:5000/containerdisks/tiny:latest
 - regexp: ^disks\.example\.com/
   url: http://%s/tiny.qcow2
