@@ -234,10 +234,15 @@ func testNodeWithout(t *testing.T) {
 	if out, err := apply(t, strings.ReplaceAll(elsewhere, "$NODE", second.Name())); err != nil {
 		t.Fatal(out)
 	}
-	eventually(t, "an event says that the node runs no VMs", func(ctx context.Context) error {
-		return fixture.HasEvent(ctx, shared, "default", "elsewhere", "didn't match Pod's node affinity/selector")
-	})
-	kubectl(t, "delete", "pod", "elsewhere", "--now")
+	for pod, why := range map[string]string{
+		"elsewhere": "didn't match Pod's node affinity/selector",
+		"stranded":  "runtime vm does not answer at ",
+	} {
+		eventually(t, "an event says why "+pod+" does not run", func(ctx context.Context) error {
+			return fixture.HasEvent(ctx, shared, "default", pod, why)
+		})
+	}
+	kubectl(t, "delete", "pods", "elsewhere", "stranded", "--now")
 
 	kubectl(t, "label", "node", second.Name(), cluster.NodeChoice)
 	hasLabels(t, second, capable)
@@ -245,7 +250,8 @@ func testNodeWithout(t *testing.T) {
 	liveOn(t, before)
 }
 
-// elsewhere is a VM that may run on one node alone.
+// elsewhere is a VM that may run on one node alone; one that is stranded was put there
+// without asking the scheduler.
 const elsewhere = `
 apiVersion: v1
 kind: Pod
@@ -253,5 +259,12 @@ metadata: {name: elsewhere}
 spec:
   runtimeClassName: vm
   nodeSelector: {kubernetes.io/hostname: $NODE}
+  containers: [{name: machine, image: vm.ambipod.io/tiny, resources: {limits: {memory: 128Mi}}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stranded, annotations: {vm.ambipod.io/target-runtime: vm}}
+spec:
+  nodeName: $NODE
   containers: [{name: machine, image: vm.ambipod.io/tiny, resources: {limits: {memory: 128Mi}}}]
 `
