@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -36,9 +35,7 @@ func (e examples) onCeph(t *testing.T) {
 	} {
 		if one.file == block {
 			// Its disk is another, which has a file system.
-			if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-F", storage.Volume(image)).CombinedOutput(); err != nil {
-				t.Fatalf("make file system: %v: %s", err, out)
-			}
+			command(t, "mkfs.ext4", "-q", "-F", storage.Volume(image))
 		}
 		e.apply(t, one.file)
 		e.check(t, one)
@@ -68,8 +65,7 @@ func (e examples) translateRBD(t *testing.T, file string) {
 	})
 	kubectl(t, "create", "configmap", settings, "--namespace", "kube-system", "--from-literal=driver="+driverName, "--from-literal=clusterID=ceph")
 	kubectl(t, "apply", "-f", policy)
-	const want = `driver: ` + driverName + `
-    nodeStageSecretRef:
+	want := translated + `    nodeStageSecretRef:
       name: ceph-admin
       namespace: default
     volumeAttributes:
@@ -81,10 +77,49 @@ func (e examples) translateRBD(t *testing.T, file string) {
   persistentVolumeReclaimPolicy: Retain
 `
 	eventually(t, "an RBD volume becomes one of the driver", func(ctx context.Context) error {
-		made, err := shared.Kubectl(ctx, "--namespace", e.name, "create", "--dry-run=server", "-f", e.file(file), "-o", "yaml")
-		if err == nil && (!strings.Contains(made, want) || strings.Contains(made, "rbd:")) {
-			err = fmt.Errorf("it is\n%s", made)
-		}
-		return err
+		return e.makes(ctx, e.file(file), want)
 	})
+	for source, want := range map[string]string{
+		`{image: a, monitors: ["192.0.2.1:6789"], fsType: xfs, readOnly: true, user: reader}`: `    fsType: xfs
+    readOnly: true
+    volumeAttributes:
+      clusterID: ceph
+      imageFeatures: layering
+      pool: rbd
+      staticVolume: "true"
+    volumeHandle: a
+`,
+		`{image: b, monitors: ["192.0.2.1:6789"], secretRef: {name: key, namespace: safe}}`: `    nodeStageSecretRef:
+      name: key
+      namespace: safe
+`,
+	} {
+		manifest := fixture.Manifest(t, `
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: other}
+spec:
+  accessModes: [ReadOnlyMany]
+  capacity: {storage: 1Gi}
+  rbd: `+source)
+		if err := e.makes(deadline(t), manifest, translated+want); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// translated is how the source of a volume begins which deploy/rbd.yaml has translated.
+const translated = `
+  csi:
+    driver: ` + driverName + `
+`
+
+// makes returns nil if the API server would make what a manifest describes with this text
+// in it, and without RBD.
+func (e examples) makes(ctx context.Context, manifest, want string) error {
+	made, err := shared.Kubectl(ctx, "--namespace", e.name, "create", "--dry-run=server", "-f", manifest, "-o", "yaml")
+	if err == nil && (!strings.Contains(made, want) || strings.Contains(made, "rbd:")) {
+		err = fmt.Errorf("of RBD volumes comes this, without %q:\n%s", want, made)
+	}
+	return err
 }
