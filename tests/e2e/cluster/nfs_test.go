@@ -67,7 +67,7 @@ func shareByNFS(t *testing.T, folder string) {
 			Argv:  append([]string{"unshare", "--mount", "sh", "-c", covered, "sh", run, "/run"}, strings.Fields(daemon.command)...),
 			Ready: func(ctx context.Context) error { return listens(ctx, net.JoinHostPort(n.IP().String(), daemon.port)) }, Timeout: testTime,
 		}))
-		t.Cleanup(func() { must(t, n.Terminate(context.Background(), daemon.name)) })
+		t.Cleanup(func() { must(t, n.Kill(context.Background(), daemon.name)) }) // it has nothing to save
 	}
 	const compile = `gcc -O1 -Wall -Wextra -Werror -o "$1" testdata/mount.nfs.c $(pkg-config --cflags --libs fuse3 libnfs)`
 	command(t, "sh", "-c", compile, "sh", client)

@@ -79,9 +79,10 @@ func chains() []chain {
 	}
 }
 
-// TestVirtletExamples applies the manifests that Virtlet publishes as examples as they
-// are, but for the names of a node and of its devices, which their comments tell people
-// to fill in. Image names are mapped.
+// TestVirtletExamples applies the manifests that Virtlet publishes as examples, without
+// their comments, and with what these tell people to fill in: the names of a node and of
+// its devices, a server's address. Keys and passwords are others, and so is the script of
+// k8s.yaml, which fetches packages from the Internet. Image names are mapped.
 func TestVirtletExamples(t *testing.T) {
 	t.Parallel()
 	must(t, shared.Node().TranslateImages("virtlet", []byte(virtletImages)))
