@@ -133,7 +133,7 @@ func TestHardware(t *testing.T) {
 func checkHardware(t *testing.T, g *guest) {
 	t.Helper()
 	g.wantWords(t, "-machine pc-", "-cpu Penryn", "-smp 2,", "-smbios type=1,serial=machine-7", "-uuid "+g.UUID, "-rtc base=localtime",
-		`"driver":"ide-hd"`, `"driver":"ide-cd"`, "-watchdog-action poweroff", "memory-backend=pc.ram")
+		`"driver":"ide-hd"`, `"driver":"ide-cd"`, "-watchdog-action poweroff", "memory-backend=pc.ram", `"free-page-reporting":true`)
 	if tpms := ask[[]struct{ Model string }](t, g, "query-tpm"); len(tpms) != 1 || tpms[0].Model != "tpm-crb" {
 		t.Errorf("QEMU's TPMs are %+v", tpms)
 	}

@@ -75,6 +75,13 @@ func TestBadPods(t *testing.T) {
 			refusal{codes.InvalidArgument, []string{"hostNetwork", "run the pod as containers"}},
 		},
 		{
+			"more huge pages than any machine has",
+			func(p *pod) {
+				p.container.Linux.Resources.HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1 << 45}}
+			},
+			refusal{codes.ResourceExhausted, []string{"needs 16777216 huge pages of 2048 KiB", "vm.nr_hugepages"}},
+		},
+		{
 			"image that was not pulled",
 			func(p *pod) { p.container.Image.Image = "vm.ambipod.io/http/127.0.0.1/other.qcow2:latest" },
 			refusal{codes.NotFound, []string{"vm.ambipod.io/http/127.0.0.1/other.qcow2"}},

@@ -31,8 +31,9 @@ func TestConfigurationReachesARunningVM(t *testing.T) {
 		s.prints(t, pod, script, want)
 	}
 	s.kubectl(t, "patch", "configmap", "live-settings", "--patch", `{"data": {"colour": "red"}}`)
+	s.kubectl(t, "patch", "secret", "live-credentials", "--patch", `{"stringData": {"password": "changed"}}`)
 	s.kubectl(t, "label", "--overwrite", "pod", pod, "tier=back")
-	s.prints(t, pod, "cat /settings/colour /all/of/colour", "redred")
+	s.prints(t, pod, "cat /settings/colour /all/of/colour /all/password", "redredchanged")
 	s.prints(t, pod, "grep tier /labels/labels", "tier=\"back\"\n")
 	s.kubectl(t, "delete", "pod", pod, "--grace-period=5")
 }
