@@ -25,9 +25,8 @@ type shown struct {
 	see          func(s space, t *testing.T, pod string)
 }
 
-// atOnce is how many VMs boot together: so many leave room on a node of two processors for
-// those of another test.
-const atOnce = 4
+// atOnce is how many VMs boot together, beside those of other tests.
+const atOnce = 2
 
 // TestExamples applies examples and looks at each VM from inside.
 func TestExamples(t *testing.T) {
@@ -36,7 +35,7 @@ func TestExamples(t *testing.T) {
 	s := newSpace(t)
 	nameImages(t)
 	for batch := range slices.Chunk(slices.Concat(usualExamples(), rareExamples()), atOnce) {
-		remove := []string{"delete", "pod", "--grace-period=5", "--ignore-not-found"}
+		remove := []string{"delete", "pod", "--grace-period=5", "--ignore-not-found", "--wait=false"}
 		for _, e := range batch {
 			s.apply(t, e.file)
 			remove = append(remove, e.pod)
