@@ -28,7 +28,7 @@ type place interface {
 
 // download reads the bytes of a place: first those that an earlier attempt left
 // in the partial file, then those from the network, which it appends to that
-// file. Broken connections are mended.
+// file as long as that is of use. Broken connections are mended.
 type download struct {
 	place    place
 	part     *partial
@@ -36,10 +36,12 @@ type download struct {
 	transfer *transfer
 	cancel   context.CancelFunc // makes all reads fail
 
-	local    bool  // the place is a file of this node, so that its bytes are not kept twice
+	wrapped  bool  // the partial file is not what becomes the image
+	passing  bool  // further bytes are not appended to the partial file
 	pos      int64 // of the next byte for the reader
 	body     *body // nil between connections
 	watch    *watchdog
+	pace     pace      // of this connection
 	attempts int       // in a row without progress
 	fresh    int64     // bytes since attempts was set
 	told     time.Time // when the log was last told of the progress
@@ -63,14 +65,14 @@ func (d *download) connectOnce(ctx context.Context) error {
 	ctx, dog := watch(ctx, d.store.opts.StallTimeout)
 	var opened *body
 	err := dog.during(func() (n int, err error) {
-		opened, err = d.place.open(ctx, d.part.have, d.part.validator)
+		opened, err = d.place.open(ctx, d.have(), d.part.validator)
 		return 0, err
 	})
 	if err != nil {
 		dog.stop()
 		return err
 	}
-	d.body, d.watch = opened, dog
+	d.body, d.watch, d.pace = opened, dog, pace{}
 	if err := d.adopt(opened); err != nil {
 		return join(err, d.disconnect())
 	}
@@ -90,7 +92,7 @@ func (d *download) adopt(b *body) error {
 			return err
 		}
 	}
-	d.transfer.expect(d.part.have, b.validator.Total)
+	d.transfer.expect(d.have(), b.validator.Total)
 	return d.checkRoom(b.validator.Total)
 }
 
@@ -99,7 +101,7 @@ func (d *download) checkRoom(total int64) error {
 	if total > d.store.opts.MaxDownload {
 		return classed(errdefs.ErrResourceExhausted, "the image has %d bytes; downloads are limited to %d", total, d.store.opts.MaxDownload)
 	}
-	return d.store.makeRoom(max(total-d.part.have, 0))
+	return d.store.makeRoom(max(total-d.have(), 0))
 }
 
 func (d *download) disconnect() error {
@@ -133,7 +135,7 @@ func (d *download) read(ctx context.Context, p []byte) (int, error) {
 		if n > 0 {
 			return n, d.keep(p[:n])
 		}
-		if errors.Is(err, io.EOF) && (d.part.validator.Total < 0 || d.part.have == d.part.validator.Total) {
+		if errors.Is(err, io.EOF) && (d.part.validator.Total < 0 || d.have() == d.part.validator.Total) {
 			return 0, io.EOF
 		}
 		if err == nil {
@@ -143,7 +145,7 @@ func (d *download) read(ctx context.Context, p []byte) (int, error) {
 		if !d.part.validator.Strong {
 			class = errRestart // nothing would tell whether the rest fits
 		}
-		err = classed(class, "the connection broke after %d bytes: %w", d.part.have, err)
+		err = classed(class, "the connection broke after %d bytes: %w", d.have(), err)
 		if errors.Is(err, errRestart) {
 			return 0, err
 		}
@@ -154,11 +156,27 @@ func (d *download) read(ctx context.Context, p []byte) (int, error) {
 }
 
 func (d *download) readBody(p []byte) (n int, err error) {
+	d.pace.asks(time.Now())
 	err = d.watch.during(func() (int, error) {
 		n, err = d.body.Read(p)
 		return n, err
 	})
+	d.pace.answered(n, time.Now())
 	return n, err
+}
+
+// have is how many bytes need not be asked for: those in the partial file, and those
+// that went by.
+func (d *download) have() int64 { return max(d.part.have, d.pos) }
+
+// worthKeeping tells whether the next bytes go into the partial file. Whoever goes on
+// with a wrapped download must unwrap it from the first byte; if that takes longer than
+// to fetch the bytes, as it always does for a file of this node, having them here would
+// save no time, but writing them takes some now. The partial file then stays what it is:
+// the beginning of the download.
+func (d *download) worthKeeping() bool {
+	d.passing = d.passing || d.wrapped && d.pace.outrun()
+	return !d.passing
 }
 
 // keep takes bytes from the network into account.
@@ -166,10 +184,10 @@ func (d *download) keep(p []byte) error {
 	if d.fresh += int64(len(p)); d.fresh >= progress {
 		d.attempts, d.fresh = 0, 0
 	}
-	if d.local {
-		d.part.have += int64(len(p))
-	} else if err := d.part.append(p); err != nil {
-		return err
+	if d.worthKeeping() {
+		if err := d.part.append(p); err != nil {
+			return err
+		}
 	}
 	d.pos += int64(len(p))
 	d.transfer.add(len(p))
@@ -177,7 +195,7 @@ func (d *download) keep(p []byte) error {
 		d.told = now
 		d.store.tell(d.transfer.public(now))
 	}
-	if d.part.have > d.store.opts.MaxDownload {
+	if d.have() > d.store.opts.MaxDownload {
 		return classed(errdefs.ErrResourceExhausted, "the image has more than %d bytes, the limit of downloads", d.store.opts.MaxDownload)
 	}
 	return nil

@@ -132,7 +132,7 @@ func (s *Store) downloadOnce(ctx context.Context, j job, t *transfer) (_ landing
 	d := &download{place: j.place, part: part, store: s, transfer: t, cancel: cancel, told: s.now()}
 	defer func() {
 		// What broke off can go on; what was judged bad is of no use.
-		keep := err != nil && !d.local && (ctx.Err() != nil || errors.Is(err, errTemporary))
+		keep := err != nil && (ctx.Err() != nil || errors.Is(err, errTemporary))
 		err = join(err, d.disconnect(), part.close(keep))
 	}()
 	if err := d.connect(reading); err != nil {

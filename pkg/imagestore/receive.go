@@ -43,7 +43,8 @@ func (s *Store) receive(ctx context.Context, d *download, layer bool) (received,
 	if w == wrapperNone && (!layer || !isTar(head)) {
 		return s.receivePlain(d, head, all)
 	}
-	_, d.local = d.place.(*filePlace)
+	_, d.passing = d.place.(*filePlace)
+	d.wrapped = true
 	hash := sha256.New()
 	ahead := newReadAhead(io.TeeReader(all, hash))
 	got, err := s.receiveWrapped(ctx, d, w, ahead, layer)
