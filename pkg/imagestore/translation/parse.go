@@ -1,7 +1,11 @@
 package translation
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net/url"
 	"regexp"
 	"slices"
@@ -36,28 +40,58 @@ func (v value) fault(format string, args ...any) error {
 // parse reads a translation file; its error names path, line and field.
 func parse(path string, raw []byte) (*file, error) {
 	f := &file{path: path, transports: map[string]*Transport{}}
-	var document yaml.Node
-	if err := yaml.Unmarshal(raw, &document); err != nil {
-		return nil, fmt.Errorf("image translation file %s: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
+	document, err := onlyDocument(raw)
+	if err == nil && document != nil {
+		err = f.parse(value{node: document, field: "document"})
 	}
-	if len(document.Content) == 0 {
-		return f, nil
-	}
-	if err := f.parse(value{node: document.Content[0], field: "document"}); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("image translation file %s, %w", path, err)
 	}
 	return f, nil
+}
+
+// onlyDocument is what a file holds; nil if that is nothing. What stands in a second
+// document must not be passed over in silence.
+func onlyDocument(raw []byte) (only *yaml.Node, err error) {
+	for documents := yaml.NewDecoder(bytes.NewReader(raw)); ; {
+		var next yaml.Node
+		switch err := documents.Decode(&next); {
+		case errors.Is(err, io.EOF):
+			return only, nil
+		case err != nil:
+			return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+		}
+		for _, content := range next.Content {
+			v := value{node: content, field: "document"}
+			switch {
+			case v.null():
+			case only != nil:
+				return nil, v.fault("a file can have one document only, and this is the second; make it a file of its own")
+			default:
+				only = content
+			}
+		}
+	}
 }
 
 // parse reads the fields of a file, or those of the spec of a VirtletImageMapping,
 // the object in which Virtlet users keep the same fields.
 func (f *file) parse(top value) error {
 	ignore := func(value) error { return nil }
-	return top.mapping(map[string]func(value) error{
-		"apiVersion":   ignore,
-		"kind":         ignore,
-		"metadata":     ignore,
-		"spec":         f.parse,
+	readers := f.readers()
+	maps.Copy(readers, map[string]func(value) error{
+		"apiVersion": ignore,
+		"kind":       ignore,
+		"metadata":   ignore,
+		// A spec cannot hold another, not even itself by an alias.
+		"spec": func(v value) error { return v.mapping(f.readers(), f.checkTransports) },
+	})
+	return top.mapping(readers, f.checkTransports)
+}
+
+// readers are those of the fields of a file.
+func (f *file) readers() map[string]func(value) error {
+	return map[string]func(value) error{
 		"prefix":       func(v value) error { return v.text(&f.prefix) },
 		"translations": func(v value) error { return v.list(f.parseRule) },
 		"transports": func(v value) error {
@@ -70,7 +104,7 @@ func (f *file) parse(top value) error {
 				return err
 			})
 		},
-	}, f.checkTransports)
+	}
 }
 
 // checkTransports refuses a rule whose profile is missing: falling back to the

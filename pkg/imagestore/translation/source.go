@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // maxFile is the largest translation file that is read, in bytes.
@@ -67,10 +68,17 @@ func (s *Source) list() (paths []string, seen string, problems []error) {
 				continue
 			}
 			paths = append(paths, path)
-			fmt.Fprintln(&state, path, info.Size(), info.ModTime().UnixNano())
+			fmt.Fprintln(&state, path, identity(info))
 		}
 	}
 	return paths, state.String(), problems
+}
+
+// identity changes with a file's content, and when another takes its place. The time of
+// the last change to the inode counts, because that of the content can be set at will.
+func identity(info fs.FileInfo) string {
+	inode, _ := info.Sys().(*syscall.Stat_t) // always, on Linux
+	return fmt.Sprint(info.Size(), inode.Ino, inode.Mtim, inode.Ctim)
 }
 
 func load(path string) (*file, error) {

@@ -7,9 +7,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -165,6 +167,8 @@ func TestBrokenFilesAreNamedAndDoNotDisableOthers(t *testing.T) {
 		{"certificate without key", "transports:\n  a:\n    tls:\n      certificates:\n      - cert: |\n          " + indent(certificate) + "\n", "neither that of an authority"},
 		{"other key", "transports:\n  a:\n    tls:\n      certificates:\n      - cert: |\n          " + indent(certificate) + "\n        key: |\n          " + indent(otherKey) + "\n", "does not belong"},
 		{"broken key", "transports:\n  a:\n    tls:\n      certificates:\n      - cert: |\n          " + indent(certificate) + "\n        key: |\n          " + indent(strings.Replace(key, "\nM", "\nA", 1)) + "\n", "private key cannot be read"},
+		{"second document", "translations: []\n---\n# more\ntranslations:\n- name: x\n  url: http://x\n", "line 4, document: a file can have one document only"},
+		{"spec in itself", "spec: &a\n  spec: *a\n", "line 2, spec.spec: there is no such field"},
 		{"too long", strings.Repeat("#", 1<<20+1), "longer than"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -219,6 +223,34 @@ func TestFilesAreReadAgainWhenTheyChange(t *testing.T) {
 	}
 }
 
+// TestFileInTheTimeOfAnother puts a file in the place of another that is as long and
+// as old.
+func TestFileInTheTimeOfAnother(t *testing.T) {
+	dir, old := t.TempDir(), time.Now().Add(-time.Hour)
+	source := translation.NewSource([]string{dir})
+	for _, want := range []string{"http://1", "http://2"} {
+		write(t, dir, map[string]string{".new": "translations: [{name: x, url: '" + want + "'}]"})
+		if err := errors.Join(os.Chtimes(dir+"/.new", old, old), os.Rename(dir+"/.new", dir+"/a")); err != nil {
+			t.Fatal(err)
+		}
+		table, _, _ := source.Table()
+		if got, _ := table.Translate("x"); got.URL != want {
+			t.Errorf("Translate = %q, want %q", got.URL, want)
+		}
+	}
+}
+
+// TestEmptyDocuments reads files whose author was generous with separators.
+func TestEmptyDocuments(t *testing.T) {
+	for _, content := range []string{"", "# nothing\n", "---\n", "---\nprefix: a\n---\n", "---\n---\nprefix: a\n...\n---\n# end\n"} {
+		dir := t.TempDir()
+		write(t, dir, map[string]string{"a": content})
+		if _, problems, _ := translation.NewSource([]string{dir}).Table(); len(problems) > 0 {
+			t.Errorf("%q: %v", content, problems)
+		}
+	}
+}
+
 // TestConfigMapVolume reads files as kubelet projects them: links into a folder
 // that is exchanged as a whole.
 func TestConfigMapVolume(t *testing.T) {
@@ -252,7 +284,7 @@ func TestConfigMapVolume(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
-	authority, authorityPEM, _ := selfSigned(t, true)
+	authority, authorityPEM, authorityKey := selfSigned(t, true)
 	_, clientPEM, clientKey := selfSigned(t, false)
 	dir := t.TempDir()
 	indent := func(s string) string {
@@ -267,14 +299,22 @@ transports:
       - cert: ` + indent(authorityPEM) + `
       - cert: ` + indent(clientPEM) + `
         key: ` + indent(clientKey) + `
-      - cert: ` + indent(clientPEM+clientKey)})
+      - cert: ` + indent(clientPEM+clientKey) + `
+      - cert: ` + indent(authorityPEM) + `
+        key: ` + indent(authorityKey) + `
+      - cert: ` + indent(clientPEM+authorityPEM) + `
+        key: ` + indent(clientKey)})
 	table, problems, _ := translation.NewSource([]string{dir}).Table()
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
 	target, _ := table.Translate("x")
-	if got := len(target.Transport.TLS.Certificates); got != 2 {
-		t.Errorf("%d client certificates, want 2", got)
+	var lengths []int
+	for _, chain := range target.Transport.TLS.Certificates {
+		lengths = append(lengths, len(chain.Certificate))
+	}
+	if want := []int{1, 1, 1, 2}; !slices.Equal(lengths, want) {
+		t.Errorf("client certificates of lengths %v, want %v: the authority with its key, too, and a chain", lengths, want)
 	}
 	if _, err := authority.Verify(x509.VerifyOptions{Roots: target.Transport.TLS.RootCAs}); err != nil {
 		t.Errorf("the authority is not trusted: %v", err)
@@ -311,6 +351,9 @@ func selfSigned(t *testing.T, authority bool) (c *x509.Certificate, certificate,
 func FuzzParse(f *testing.F) {
 	f.Add("translations: [{regexp: '(.*)', url: 'http://$1'}]\ntransports: {'': {timeout: 5}}", "x")
 	f.Add("a: &a [*a]", "y")
+	f.Add("spec: &a {spec: *a}", "y")
+	f.Add("transports: &a {x: *a}", "y")
+	f.Add("--- a\n--- b", "y")
 	f.Fuzz(func(t *testing.T, content, name string) {
 		dir := t.TempDir()
 		write(t, dir, map[string]string{"a": content})

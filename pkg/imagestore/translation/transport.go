@@ -59,8 +59,8 @@ func parseTLS(v value, c *tls.Config) error {
 	}, func() error { return nil })
 }
 
-// parseCertificate adds authorities to the trusted ones, and others, which need a
-// key, to those that we show. The key may stand in either field.
+// parseCertificate adds authorities to the trusted ones, and the certificate whose key
+// is given to those that we show. The key may stand in either field.
 func parseCertificate(v value, c *tls.Config) error {
 	var certificate, key string
 	return v.mapping(map[string]func(value) error{
@@ -82,23 +82,47 @@ func use(certificates []*x509.Certificate, key crypto.Signer, c *tls.Config) err
 	if len(certificates) == 0 {
 		return errors.New("there is no PEM block CERTIFICATE")
 	}
+	var shown *x509.Certificate
+	var authorities []*x509.Certificate
 	for _, certificate := range certificates {
-		if certificate.IsCA {
-			c.RootCAs.AddCert(certificate)
-			continue
-		}
-		if key == nil {
+		switch {
+		case belongs(key, certificate):
+			shown = certificate // tools make certificates that sign themselves authorities
+		case !certificate.IsCA && key == nil:
 			return errors.New("the certificate is neither that of an authority (CA) nor has it a key")
-		}
-		public, ok := key.Public().(interface{ Equal(x crypto.PublicKey) bool })
-		if !ok || !public.Equal(certificate.PublicKey) {
+		case !certificate.IsCA:
 			return errors.New("the key does not belong to the certificate")
 		}
-		c.Certificates = append(c.Certificates, tls.Certificate{
-			Certificate: [][]byte{certificate.Raw}, PrivateKey: key, Leaf: certificate,
-		})
+		if certificate.IsCA {
+			authorities = append(authorities, certificate)
+			c.RootCAs.AddCert(certificate)
+		}
+	}
+	if shown != nil {
+		c.Certificates = append(c.Certificates, chain(shown, authorities, key))
 	}
 	return nil
+}
+
+// belongs tells whether a private key is that of a certificate.
+func belongs(key crypto.Signer, certificate *x509.Certificate) bool {
+	if key == nil {
+		return false
+	}
+	public, ok := key.Public().(interface{ Equal(x crypto.PublicKey) bool })
+	return ok && public.Equal(certificate.PublicKey)
+}
+
+// chain is a certificate to be shown with those of the authorities between it and
+// one that the server knows.
+func chain(leaf *x509.Certificate, authorities []*x509.Certificate, key crypto.Signer) tls.Certificate {
+	shown := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+	for _, authority := range authorities {
+		if authority != leaf {
+			shown.Certificate = append(shown.Certificate, authority.Raw)
+		}
+	}
+	return shown
 }
 
 // decodePEM returns all certificates and the first private key.
