@@ -1,8 +1,8 @@
 // Package qcow2 decides from a bounded read of its metadata whether a QCOW2 file
 // from an untrusted place may be handed to QEMU.
 //
-// It reads the header, its extensions, the active L1 table and the refcount
-// table: all the places that can make QEMU open another file, allocate absurd
+// It reads the header, its extensions, the active L1 table, the snapshot table and the
+// refcount table: all the places that can make QEMU open another file, allocate absurd
 // amounts of memory or seek outside the image. It does not follow L2 tables;
 // that is the task of qemu-img check, which runs afterwards under limits.
 // Layout and names follow docs/interop/qcow2 of the QEMU sources.
@@ -45,14 +45,18 @@ const (
 	featuresKnown       = 1<<5 - 1
 )
 
-// autoclearRawExternal is the autoclear bit of a raw external data file.
-const autoclearRawExternal = 1 << 1
+// Bits of the autoclear feature field.
+const (
+	autoclearBitmaps     = 1 << 0 // the extension about them counts
+	autoclearRawExternal = 1 << 1
+)
 
 // Types of header extensions that matter here; others are skipped.
 const (
 	extensionEnd          = 0
 	extensionExternalData = 0x44415441
 	extensionEncryption   = 0x0537be77
+	extensionBitmaps      = 0x23852875
 )
 
 // Bounds that QEMU itself keeps, or that no honest image reaches.
@@ -67,6 +71,9 @@ const (
 	maxRefcountBytes  = 8 << 20
 	maxSnapshots      = 65536
 	minSnapshotBytes  = 40
+	maxSnapshotExtra  = 1 << 10
+	bitmapsBytes      = 24 // of the extension
+	maxBitmapsBytes   = 64 << 20
 	maxExtensions     = 64
 	sectorSize        = 512
 	tableEntryBytes   = 8
@@ -286,6 +293,10 @@ func (h *header) checkExtensions(r io.ReaderAt, fileSize int64) error {
 			return refuse("it names an external data file; flatten it with: qemu-img convert -O qcow2")
 		case extensionEncryption:
 			return refuse("it is encrypted")
+		case extensionBitmaps:
+			if err := h.checkBitmaps(io.NewSectionReader(r, at+int64(len(raw)), length), uint64(fileSize)); err != nil { //nolint:gosec // G115: a file's length is not negative
+				return err
+			}
 		}
 		at += int64(len(raw)) + (length+7)&^7
 		if at > end {
@@ -293,6 +304,25 @@ func (h *header) checkExtensions(r io.ReaderAt, fileSize int64) error {
 		}
 	}
 	return refuse("it has more than %d header extensions", maxExtensions)
+}
+
+// checkBitmaps judges what an extension says about dirty bitmaps, if it counts.
+func (h *header) checkBitmaps(extension *io.SectionReader, fileSize uint64) error {
+	if h.autoclear&autoclearBitmaps == 0 {
+		return nil
+	}
+	var raw [bitmapsBytes]byte
+	switch _, err := extension.ReadAt(raw[:], 0); {
+	case errors.Is(err, io.EOF), err == nil && extension.Size() != bitmapsBytes:
+		return refuse("its extension about bitmaps has %d bytes", extension.Size())
+	case err != nil:
+		return fmt.Errorf("read qcow2 header extension: %w", err)
+	}
+	length, offset := binary.BigEndian.Uint64(raw[8:]), binary.BigEndian.Uint64(raw[16:])
+	if length > maxBitmapsBytes {
+		return refuse("its bitmap directory has %d bytes", length)
+	}
+	return h.checkTable("bitmap directory", offset, length, fileSize)
 }
 
 func (h *header) checkTables(r io.ReaderAt, fileSize uint64) error {
@@ -309,12 +339,40 @@ func (h *header) checkTables(r io.ReaderAt, fileSize uint64) error {
 			return err
 		}
 	}
+	if err := h.checkSnapshots(r, fileSize); err != nil {
+		return err
+	}
 	l1 := section(r, h.l1Offset, l1Bytes)
 	if err := h.checkEntries(l1, "L1 table", l1OffsetMask, fileSize); err != nil {
 		return err
 	}
 	refcounts := section(r, h.refcountOffset, refcountBytes)
 	return h.checkEntries(refcounts, "refcount table", refcountMask, fileSize)
+}
+
+// checkSnapshots walks the snapshot table, whose entries differ in length.
+func (h *header) checkSnapshots(r io.ReaderAt, fileSize uint64) error {
+	at := h.snapshotsOffset
+	for range h.snapshots {
+		var raw [minSnapshotBytes]byte
+		if at > fileSize-min(fileSize, minSnapshotBytes) {
+			return refuse("its snapshot table ends outside the file")
+		}
+		if _, err := r.ReadAt(raw[:], int64(at)); err != nil { //nolint:gosec // G115: less than the file's length
+			return fmt.Errorf("read qcow2 snapshot table: %w", err)
+		}
+		be := binary.BigEndian
+		l1Bytes := uint64(be.Uint32(raw[8:])) * tableEntryBytes
+		if extra := be.Uint32(raw[36:]); l1Bytes > maxL1Bytes || extra > maxSnapshotExtra {
+			return refuse("a snapshot has an L1 table of %d bytes and %d more of its own", l1Bytes, extra)
+		}
+		if err := h.checkTable("L1 table of a snapshot", be.Uint64(raw[:]), l1Bytes, fileSize); err != nil {
+			return err
+		}
+		length := minSnapshotBytes + uint64(be.Uint32(raw[36:])) + uint64(be.Uint16(raw[12:])) + uint64(be.Uint16(raw[14:]))
+		at += (length + 7) &^ 7
+	}
+	return nil
 }
 
 // checkTable proves that a table lies inside the file, behind the header.

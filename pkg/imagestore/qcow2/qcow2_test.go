@@ -74,6 +74,22 @@ func TestCheckAcceptsSnapshots(t *testing.T) {
 	}
 }
 
+func TestCheckAcceptsBitmaps(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	qemuImg(t, "create", "-q", "-f", "qcow2", image, "64M")
+	qemuImg(t, "bitmap", "--add", image, "one")
+	content, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(content[:512], []byte("\x23\x85\x28\x75")) {
+		t.Fatal("qemu-img wrote no extension about bitmaps")
+	}
+	if _, err := check(content); err != nil {
+		t.Error(err)
+	}
+}
+
 func qemuImg(t *testing.T, args ...string) {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), "qemu-img", args...).CombinedOutput()
@@ -150,9 +166,39 @@ func hostile() map[string]struct {
 		"refcount entry behind":        {imagetest.RefcountEntry(good, 1<<63), "outside the file"},
 		"too many snapshots":           {with(imagetest.Snapshots, 0xffffffff), "snapshots"},
 		"snapshots behind the end":     {imagetest.With(with(imagetest.Snapshots, 1), imagetest.SnapshotsOffset, 1<<40), "outside the file"},
+		"snapshot table of nonsense":   {imagetest.With(with(imagetest.Snapshots, 1), imagetest.SnapshotsOffset, 2*65536), "snapshot"},
+		"snapshots with large tables":  {snapshots(good, 0xffffffff, 0, 1), "a snapshot has an L1 table of 34359738360 bytes"},
+		"snapshots with much to say":   {snapshots(good, 1, 0xffffffff, 1), "4294967295 more of its own"},
+		"snapshots without an end":     {snapshots(good, 1, 1000, 100), "snapshot table ends outside the file"},
+		"bitmaps behind the end":       {bitmaps(24, 1<<40), "bitmap directory ends outside the file"},
+		"bitmaps at an odd place":      {bitmaps(24, 12345), "bitmap directory"},
+		"bitmaps of 1 TiB":             {bitmaps(1<<40, 65536), "bitmap directory has"},
+		"bitmaps that say nothing":     {imagetest.With(imagetest.Extension(good, 0x23852875), imagetest.Autoclear, 1), "extension about bitmaps has 4 bytes"},
 		"extension of 4 GiB":           {with(imagetest.Field{Offset: 116, Width: 4}, 0xffffffff), "first cluster"},
 		"endless extensions":           {endlessExtensions(good), "header extensions"},
 	}
+}
+
+// snapshots gives an image a cluster of snapshot table. Its entries, with L1 tables of
+// so many entries, lie behind one another.
+func snapshots(good []byte, l1Entries, extra, count uint64) []byte {
+	table := len(good)
+	image := append(bytes.Clone(good), make([]byte, 65536)...)
+	for at := table; at+40 <= len(image); at += 40 {
+		imagetest.Set(image, imagetest.Field{Offset: at, Width: 8}, 3*65536)
+		imagetest.Set(image, imagetest.Field{Offset: at + 8, Width: 4}, l1Entries)
+		imagetest.Set(image, imagetest.Field{Offset: at + 36, Width: 4}, extra)
+	}
+	image = imagetest.With(image, imagetest.Snapshots, count)
+	return imagetest.With(image, imagetest.SnapshotsOffset, uint64(table))
+}
+
+// bitmaps makes an image whose extension about bitmaps counts.
+func bitmaps(length, offset uint64) []byte {
+	image := imagetest.Extension(imagetest.QCOW2(strings.Repeat("\x00", 24)), 0x23852875)
+	imagetest.Set(image, imagetest.Field{Offset: 128, Width: 8}, length)
+	imagetest.Set(image, imagetest.Field{Offset: 136, Width: 8}, offset)
+	return imagetest.With(image, imagetest.Autoclear, 1)
 }
 
 // endlessExtensions fills the first cluster with empty extensions.
