@@ -1,7 +1,9 @@
 package imagestore
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -9,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -181,6 +184,56 @@ func TestFileURLs(t *testing.T) {
 	}
 	if left := files(t, s); len(left) != 2 {
 		t.Errorf("files %q; want one image", left)
+	}
+}
+
+// TestFileInTheTimeOfAnother puts a disk in the place of another that is as long and as
+// old.
+func TestFileInTheTimeOfAnother(t *testing.T) {
+	root, dir, old := t.TempDir(), t.TempDir(), time.Now().Add(-time.Hour)
+	writeTranslation(t, dir, fmt.Sprintf("translations: [{name: d, url: 'file://%s/d'}]", root))
+	s := openStore(t, func(o *Options) { o.TranslationDirs, o.FileRoots = []string{dir}, []string{root} })
+	for _, mark := range []string{"1", "2"} {
+		disk := imagetest.QCOW2(mark)
+		if err := errors.Join(os.WriteFile(root+"/new", disk, 0o600), os.Chtimes(root+"/new", old, old), os.Rename(root+"/new", root+"/d")); err != nil {
+			t.Fatal(err)
+		}
+		if image := pull(t, s, Prefix+"d"); image.ID != sum(disk) {
+			t.Errorf("image %s, want that of disk %s", image.ID, mark)
+		}
+	}
+}
+
+// TestFileThatChangesWhileItIsRead must not become an image that is half the one, half
+// the other.
+func TestFileThatChangesWhileItIsRead(t *testing.T) {
+	root := t.TempDir()
+	old := time.Now().Add(-time.Hour) // else both contents could be of the same moment
+	if err := errors.Join(os.WriteFile(root+"/d", imagetest.Raw("old", 1<<20), 0o600), os.Chtimes(root+"/d", old, old)); err != nil {
+		t.Fatal(err)
+	}
+	place := &filePlace{path: root + "/d", roots: []string{root}}
+	opened, err := place.open(t.Context(), 0, validator{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	if _, err := io.CopyN(io.Discard, opened, 1<<19); err != nil {
+		t.Fatal(err)
+	}
+	if err := overwrite(root+"/d", 0, imagetest.Raw("new", 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, opened); !errors.Is(err, errTemporary) || !strings.Contains(err.Error(), "changed while it was read") {
+		t.Errorf("the rest: %v; want that the file changed", err)
+	}
+	again, err := place.open(t.Context(), 1<<19, opened.validator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if again.offset != 0 {
+		t.Errorf("read on from %d; want from the start", again.offset)
 	}
 }
 
