@@ -132,6 +132,108 @@ func TestCredentialsDoNotFollowRedirects(t *testing.T) {
 	}
 }
 
+// TestRedirectsTellOtherServersNothing has a proxy play all servers, so that their
+// names need not exist.
+func TestRedirectsTellOtherServersNothing(t *testing.T) {
+	var seen *http.Request // the second one of a pull
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if to := r.URL.Query().Get("to"); to != "" {
+			http.Redirect(w, r, "http://"+to+"/d", http.StatusFound)
+			return
+		}
+		seen = r
+		_, _ = w.Write(imagetest.QCOW2("a"))
+	}))
+	t.Cleanup(proxy.Close)
+	dir := t.TempDir()
+	writeTranslation(t, dir, fmt.Sprintf(`
+translations: [{regexp: 'to/(.*)/d', url: 'http://user:%[1]s@site.test/d?sig=%[1]s&to=$1', transport: proxy}]
+transports: {proxy: {proxy: '%[2]s'}}
+`, secret, proxy.URL))
+	for host, trusted := range map[string]bool{
+		"site.test": true, "site.test:80": true,
+		"other.test": false, "sub.site.test": false, "site.test:8080": false,
+	} {
+		s := openStore(t, func(o *Options) { o.TranslationDirs = []string{dir} })
+		pull(t, s, Prefix+"to/"+host+"/d")
+		want := ""
+		if trusted {
+			want = basicAuth("user")
+		}
+		if got := seen.Header.Get("Authorization"); got != want || seen.URL.Host != host {
+			t.Errorf("%s, asked as %s, was shown %q; want %q", host, seen.URL.Host, got, want)
+		}
+		if referer := seen.Header.Get("Referer"); referer != "" {
+			t.Errorf("%s was told %q", host, referer)
+		}
+	}
+}
+
+// TestProxyThatRefuses answers a request for a tunnel with an error.
+func TestProxyThatRefuses(t *testing.T) {
+	for code, class := range map[int]func(error) bool{
+		http.StatusProxyAuthRequired: errdefs.IsUnauthorized,
+		http.StatusForbidden:         errdefs.IsPermissionDenied,
+		http.StatusBadGateway:        errdefs.IsUnavailable,
+	} {
+		proxy := httptest.NewServer(status(code))
+		dir := t.TempDir()
+		writeTranslation(t, dir, fmt.Sprintf(`
+translations: [{name: d, url: 'https://site.test/d', transport: proxy}]
+transports: {proxy: {proxy: 'http://user:%s@%s'}}
+`, secret, strings.TrimPrefix(proxy.URL, "http://")))
+		s := openStore(t, func(o *Options) { o.TranslationDirs = []string{dir} })
+		_, err := s.Pull(t.Context(), Prefix+"d", Credentials{})
+		checkRefusal(t, err, class, fmt.Sprintf("the proxy answers %d %s", code, http.StatusText(code)))
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("the error tells a secret: %v", err)
+		}
+		proxy.Close()
+	}
+}
+
+// TestOCICredentialsStayWithTheRegistry has blobs lie on another server.
+func TestOCICredentialsStayWithTheRegistry(t *testing.T) {
+	srv := serveOCI(t)
+	srv.push(t, "repo:v1", ociImage(t, tarball(t, entry{name: "disk/d", content: imagetest.QCOW2("a")})))
+	var shown []http.Header
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		shown = append(shown, r.Header.Clone())
+		forward := r.Clone(r.Context())
+		forward.Host = srv.host()
+		srv.Config.Handler.ServeHTTP(w, forward)
+	}))
+	t.Cleanup(elsewhere.Close)
+	wants := map[string]string{"basic": basicAuth("u"), "bearer": "Bearer granted"}
+	for kind, want := range wants {
+		srv.front = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			challenge := map[string]string{"basic": `Basic realm="x"`, "bearer": `Bearer realm="` + srv.URL + `/token"`}
+			blob := strings.Contains(r.URL.Path, "/blobs/")
+			switch {
+			case r.URL.Path == "/token":
+				fmt.Fprint(w, `{"token":"granted"}`)
+			case len(shown) > 0 && blob:
+				next.ServeHTTP(w, r)
+			case r.Header.Get("Authorization") != want:
+				w.Header().Set("WWW-Authenticate", challenge[kind])
+				w.WriteHeader(http.StatusUnauthorized)
+			case blob:
+				http.Redirect(w, r, elsewhere.URL+r.URL.Path, http.StatusTemporaryRedirect)
+			default:
+				next.ServeHTTP(w, r)
+			}
+		}
+		shown = nil
+		s := openStore(t)
+		if _, err := s.Pull(t.Context(), srv.name("repo:v1"), Credentials{Username: "u", Password: secret}); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		if len(shown) != 1 || shown[0].Get("Authorization") != "" || shown[0].Get("Referer") != "" {
+			t.Errorf("%s: the other server was shown %q", kind, shown)
+		}
+	}
+}
+
 func TestDifferentCredentialsDoNotShareADownload(t *testing.T) {
 	disk := imagetest.QCOW2("a")
 	entered, release := make(chan struct{}), make(chan struct{})

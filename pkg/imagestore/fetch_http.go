@@ -23,6 +23,8 @@ const (
 	dialTimeout         = 30 * time.Second
 	handshakeTimeout    = 15 * time.Second
 	maxResponseHeader   = 256 << 10
+	// maxValidator is the longest ETag or modification time that is kept, in bytes.
+	maxValidator = 1 << 10
 	// staleness is how much older than the answer a modification time must be to
 	// mark the bytes strongly (RFC 9110, section 8.8.2.2).
 	staleness = time.Minute
@@ -42,12 +44,13 @@ type httpPlace struct {
 	client      *http.Client
 	known       origin // what is stored from here already, if anything
 	immutable   bool   // the URL names a content, which cannot change
+	size        int64  // that the content must have, in bytes; 0 if any will do
 }
 
 func newHTTPPlace(l location, c Credentials, known origin) *httpPlace {
 	return &httpPlace{location: l, credentials: c, known: known, client: &http.Client{
 		Transport:     newTransport(l.transport),
-		CheckRedirect: checkRedirect(l.transport),
+		CheckRedirect: redirectPolicy(l.transport).discreet,
 	}}
 }
 
@@ -63,6 +66,12 @@ func newTransport(profile *translation.Transport) *http.Transport {
 		TLSNextProto:    map[string]func(string, *tls.Conn) http.RoundTripper{},
 		ReadBufferSize:  copyBuffer,
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
+		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, r *http.Response) error {
+			if r.StatusCode == http.StatusOK {
+				return nil
+			}
+			return classed(classOfStatus(r.StatusCode), "the proxy answers %d %s", r.StatusCode, http.StatusText(r.StatusCode))
+		},
 	}
 	if profile != nil && profile.Proxy != nil {
 		t.Proxy = http.ProxyURL(profile.Proxy)
@@ -73,22 +82,53 @@ func newTransport(profile *translation.Transport) *http.Transport {
 	return t
 }
 
-// checkRedirect follows a limited number of redirects, never to a less safe protocol.
-func checkRedirect(profile *translation.Transport) func(*http.Request, []*http.Request) error {
+// redirects is a policy about requests to which others led, the first one first.
+type redirects func(r *http.Request, via []*http.Request) error
+
+// redirectPolicy lets a limited number of redirects be followed, never to a less safe
+// protocol.
+func redirectPolicy(profile *translation.Transport) redirects {
 	limit := defaultMaxRedirects
 	if profile != nil && profile.MaxRedirects >= 0 {
 		limit = profile.MaxRedirects
 	}
 	return func(r *http.Request, via []*http.Request) error {
-		if len(via) > limit {
+		switch scheme := r.URL.Scheme; {
+		case len(via) > limit:
 			return classed(errdefs.ErrFailedPrecondition, "it redirects more than %d times", limit)
-		}
-		if r.URL.Scheme != schemeHTTPS && via[len(via)-1].URL.Scheme == schemeHTTPS {
-			return classed(errdefs.ErrFailedPrecondition, "it redirects from https to %s", r.URL.Scheme)
+		case scheme != schemeHTTPS && via[len(via)-1].URL.Scheme == schemeHTTPS:
+			return classed(errdefs.ErrFailedPrecondition, "it redirects from https to %s", excerpt(scheme))
+		case scheme != schemeHTTPS && scheme != schemeHTTP:
+			return classed(errdefs.ErrFailedPrecondition, "it redirects to the protocol %q", excerpt(scheme))
 		}
 		return nil
 	}
 }
+
+// discreet tells the next server nothing that was meant for the one before.
+func (allowed redirects) discreet(r *http.Request, via []*http.Request) error {
+	r.Header.Del("Referer") // the query of the URL before may hold a signature
+	if !sameServer(via[0].URL, r.URL) {
+		// net/http would let other ports and subdomains see them.
+		r.Header.Del("Authorization")
+	}
+	return allowed(r, via)
+}
+
+// sameServer tells whether two URLs mean one server; its protocol may have become
+// a safer one, each on its usual port.
+func sameServer(a, b *url.URL) bool {
+	port := func(u *url.URL) string {
+		if p := u.Port(); p != usualPorts[u.Scheme] {
+			return p
+		}
+		return ""
+	}
+	return strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+}
+
+// usualPorts are those that need not be told in a URL.
+var usualPorts = map[string]string{schemeHTTP: "80", schemeHTTPS: "443"}
 
 // open asks for the bytes from have on. The server may answer with the whole.
 func (p *httpPlace) open(ctx context.Context, have int64, v validator) (*body, error) {
@@ -101,6 +141,9 @@ func (p *httpPlace) open(ctx context.Context, have int64, v validator) (*body, e
 		return nil, explainConnection(p.location.String(), err)
 	}
 	opened, err := p.accept(response, have, v)
+	if err == nil {
+		err = p.measure(opened)
+	}
 	if err != nil {
 		return nil, join(err, response.Body.Close())
 	}
@@ -144,7 +187,7 @@ func (p *httpPlace) accept(r *http.Response, have int64, v validator) (*body, er
 	case http.StatusPartialContent:
 		first, total, ok := contentRange(r.Header)
 		if !ok || first != have || (v.Total >= 0 && total >= 0 && total != v.Total) {
-			return nil, classed(errRestart, "fetch %s: it sent another part than was asked for (%q)", p.location, r.Header.Get("Content-Range"))
+			return nil, classed(errRestart, "fetch %s: it sent another part than was asked for (%q)", p.location, excerpt(r.Header.Get("Content-Range")))
 		}
 		next := p.validatorOf(r.Header, total)
 		if next.ETag != "" && next.ETag != v.ETag {
@@ -164,6 +207,22 @@ func (p *httpPlace) accept(r *http.Response, have int64, v validator) (*body, er
 		}
 	}
 	return nil, p.refuse(r)
+}
+
+// measure refuses content of another size than it must have. Without a length in the
+// answer, one byte too many is let through, so that the digest will not fit.
+func (p *httpPlace) measure(b *body) error {
+	if p.size == 0 {
+		return nil
+	}
+	if total := b.validator.Total; total >= 0 && total != p.size {
+		return classed(errdefs.ErrDataLoss, "fetch %s: the server has %d bytes instead of %d", p.location, total, p.size)
+	}
+	b.ReadCloser = struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(b.ReadCloser, p.size-b.offset+1), b.ReadCloser}
+	return nil
 }
 
 // refuse turns a status that brings no bytes into an error.
@@ -197,16 +256,17 @@ func explainConnection(what string, err error) error {
 	case errors.As(err, &known), errors.Is(err, context.Canceled):
 		return fmt.Errorf("fetch %s: %w", what, err)
 	case errors.As(err, &verification):
-		return classed(errdefs.ErrFailedPrecondition, "fetch %s: its TLS certificate is not valid: %w", what, err)
+		return classed(errdefs.ErrFailedPrecondition, "fetch %s: its TLS certificate is not valid: %s", what, excerpt(err.Error()))
 	}
-	return classed(errTemporary, "fetch %s: %w", what, err)
+	// The text may repeat all that a server sent instead of an answer.
+	return classed(errTemporary, "fetch %s: %s", what, excerpt(err.Error()))
 }
 
 func (p *httpPlace) validatorOf(h http.Header, total int64) validator {
 	if p.immutable {
 		return validator{Strong: true, Total: total}
 	}
-	v := validator{ETag: h.Get("ETag"), LastModified: h.Get("Last-Modified"), Total: total}
+	v := validator{ETag: short(h.Get("ETag")), LastModified: short(h.Get("Last-Modified")), Total: total}
 	if v.ETag != "" {
 		v.Strong = !strings.HasPrefix(v.ETag, "W/")
 		return v
@@ -215,6 +275,14 @@ func (p *httpPlace) validatorOf(h http.Header, total int64) validator {
 	date, err2 := http.ParseTime(h.Get("Date"))
 	v.Strong = err1 == nil && err2 == nil && date.Sub(modified) >= staleness
 	return v
+}
+
+// short drops a validator that nobody means to be kept and sent back.
+func short(mark string) string {
+	if len(mark) > maxValidator {
+		return ""
+	}
+	return mark
 }
 
 // contentRange reads "bytes first-last/total"; total is -1 for "*".

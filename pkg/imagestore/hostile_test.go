@@ -155,11 +155,19 @@ func hostileServers() []hostileCase {
 		}, class: errdefs.IsFailedPrecondition, why: "redirects more than 9 times"},
 		{name: "redirect to a file", handler: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
-		}, class: errdefs.IsUnavailable, why: "unsupported protocol"},
+		}, class: errdefs.IsFailedPrecondition, why: `redirects to the protocol "file"`},
+		{name: "redirect to no URL", handler: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", "http://[::"+strings.Repeat("x", 100<<10))
+			w.WriteHeader(http.StatusFound)
+		}, class: errdefs.IsUnavailable, why: "Location"},
 		{name: "part that nobody asked for", handler: func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Range", "bytes 5-9/10")
 			w.WriteHeader(http.StatusPartialContent)
 			_, _ = w.Write([]byte("56789"))
+		}, class: errdefs.IsUnavailable, why: "another part than was asked for"},
+		{name: "part with much to say", handler: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Range", strings.Repeat("x", 100<<10))
+			w.WriteHeader(http.StatusPartialContent)
 		}, class: errdefs.IsUnavailable, why: "another part than was asked for"},
 		{name: "short body", handler: func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", fmt.Sprint(len(disk)))
@@ -173,6 +181,7 @@ func hostileServers() []hostileCase {
 		}, class: errdefs.IsUnavailable, why: "the server stopped sending"},
 		{name: "slow loris", handler: loris, class: errdefs.IsUnavailable, why: "the server stopped sending"},
 		{name: "no HTTP", handler: hijack("SSH-2.0-OpenSSH_9.2p1\r\n"), class: errdefs.IsUnavailable, why: "malformed HTTP"},
+		{name: "no HTTP and much of it", handler: hijack(strings.Repeat("SSH ", 40<<10) + "\r\n\r\n"), class: errdefs.IsUnavailable, why: "malformed HTTP"},
 		{name: "no answer", handler: hijack(""), class: errdefs.IsUnavailable, why: "EOF"},
 		{name: "endless header", handler: hijack("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20)), class: errdefs.IsUnavailable, why: "exceeded"},
 		{name: "broken length", handler: hijack("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n"), class: errdefs.IsUnavailable, why: "Content-Length"},
@@ -311,6 +320,8 @@ func hostileWrappers(t *testing.T) []hostileCase {
 		{name: "zstd cut short", content: zst[:len(zst)-5], why: "zstd stream is damaged"},
 		{name: "zstd with garbage behind", content: append(bytes.Clone(zst), "garbage"...), why: "zstd stream is damaged"},
 		{name: "zstd with another stream behind", content: append(bytes.Clone(zst), noiseOf(4096)...), why: "zstd stream is damaged"},
+		{name: "zstd with nothing but what is skipped", content: zstdSkipped(100), why: "the file is empty"},
+		{name: "zstd cut in what is skipped", content: zstdSkipped(100)[:50], why: "the file is empty"},
 		{name: "zstd that needs too much memory", content: zstdFrame(30, 0, nil), why: "zstd stream needs more than"},
 		{name: "zstd that needs a bit too much memory", content: zstdFrame(27, 1, good), why: "zstd stream needs more than"},
 		{name: "xz cut short", content: xz[:len(xz)-20], why: "xz stream is damaged"},

@@ -49,7 +49,7 @@ func (s *Store) unpackLayer(to string, layer io.Reader) (id string, size int64, 
 			continue
 		}
 		if found != "" {
-			return "", 0, classed(errNoDisk, "the container disk has several files in /disk: %q and %q", found, header.Name)
+			return "", 0, classed(errNoDisk, "the container disk has several files in /disk: %q and %q", excerpt(found), excerpt(header.Name))
 		}
 		found = header.Name
 		if id, size, err = s.unpackEntry(to, header, archive); err != nil {
@@ -61,7 +61,7 @@ func (s *Store) unpackLayer(to string, layer io.Reader) (id string, size int64, 
 
 func (s *Store) unpackEntry(to string, header *tar.Header, archive io.Reader) (id string, size int64, err error) {
 	if header.Size > s.opts.MaxSize {
-		return "", 0, classed(errdefs.ErrResourceExhausted, "the disk %q has %d bytes; at most %d are allowed", header.Name, header.Size, s.opts.MaxSize)
+		return "", 0, classed(errdefs.ErrResourceExhausted, "the disk %q has %d bytes; at most %d are allowed", excerpt(header.Name), header.Size, s.opts.MaxSize)
 	}
 	if err := s.makeRoom(header.Size); err != nil {
 		return "", 0, err
@@ -72,7 +72,7 @@ func (s *Store) unpackEntry(to string, header *tar.Header, archive io.Reader) (i
 	}
 	id, size, err = s.unpackDisk(to, head, io.MultiReader(strings.NewReader(string(head)), archive))
 	if err != nil {
-		return "", 0, fmt.Errorf("disk %q: %w", header.Name, explainTar(err))
+		return "", 0, fmt.Errorf("disk %q: %w", excerpt(header.Name), explainTar(err))
 	}
 	return id, size, nil
 }
@@ -82,7 +82,7 @@ func (s *Store) unpackEntry(to string, header *tar.Header, archive io.Reader) (i
 func diskEntry(h *tar.Header) (bool, error) {
 	for part := range strings.SplitSeq(h.Name, "/") {
 		if part == ".." {
-			return false, classed(errNoDisk, "a layer has a file named %q, which leads out of it", h.Name)
+			return false, classed(errNoDisk, "a layer has a file named %q, which leads out of it", excerpt(h.Name))
 		}
 	}
 	name := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
@@ -95,7 +95,7 @@ func diskEntry(h *tar.Header) (bool, error) {
 	case tar.TypeDir:
 		return false, nil
 	}
-	return false, classed(errNoDisk, "the container disk's %q is no regular file", h.Name)
+	return false, classed(errNoDisk, "the container disk's %q is no regular file", excerpt(h.Name))
 }
 
 // explainTar keeps our own errors and the connection's, and says of all others

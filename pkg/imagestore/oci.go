@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -34,14 +35,20 @@ var diskEndings = []string{".qcow2", ".img", ".raw", ".gz", ".xz", ".zst"}
 
 // repository is an OCI repository that has let us in.
 type repository struct {
-	name   name.Repository
-	client http.RoundTripper // with credentials
-	close  func()
+	name     name.Repository
+	client   http.RoundTripper // with credentials
+	redirect redirects
+	stall    time.Duration // how long an answer that is no blob may take
+	close    func()
 }
 
 // fetchOCI fetches a KubeVirt container disk, or an artifact with a disk as layer.
 func (s *Store) fetchOCI(ctx context.Context, ref Reference, where location, c Credentials) (landing, error) {
-	target, err := name.ParseReference(strings.TrimPrefix(where.url.Host+where.url.Path, "/"), name.StrictValidation)
+	options := []name.Option{name.StrictValidation}
+	if slices.Contains(s.opts.InsecureRegistries, where.url.Host) {
+		options = append(options, name.Insecure) // else only addresses of private networks are tried without TLS
+	}
+	target, err := name.ParseReference(strings.TrimPrefix(where.url.Host+where.url.Path, "/"), options...)
 	if err != nil {
 		return landing{}, classed(errdefs.ErrInvalidArgument, "%s is no OCI image: %w", where, err)
 	}
@@ -86,11 +93,11 @@ func (s *Store) enter(ctx context.Context, repo name.Repository, where location,
 			IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken,
 		})
 	}
-	base := newTransport(where.transport)
-	guarded := &registryTransport{base: base, plain: s.opts.InsecureRegistries}
+	base, redirect := newTransport(where.transport), redirectPolicy(where.transport)
+	guarded := &registryTransport{base: base, plain: s.opts.InsecureRegistries, redirect: redirect}
 	ctx, dog := watch(ctx, s.opts.StallTimeout)
 	defer dog.stop()
-	r := &repository{name: repo, close: base.CloseIdleConnections}
+	r := &repository{name: repo, redirect: redirect, stall: s.opts.StallTimeout, close: base.CloseIdleConnections}
 	err := dog.during(func() (n int, err error) {
 		r.client, err = transport.NewWithContext(ctx, repo.Registry, auth, guarded, []string{repo.Scope(transport.PullScope)})
 		return 0, err
@@ -106,9 +113,9 @@ func (s *Store) enter(ctx context.Context, repo name.Repository, where location,
 // or index that the name means.
 func (r *repository) resolve(ctx context.Context, target name.Reference) (digest string, m *v1.Manifest, err error) {
 	for depth := range maxIndexDepth + 1 {
-		got, err := remote.Get(target, remote.WithContext(ctx), remote.WithTransport(r.client))
+		got, err := r.get(ctx, target)
 		if err != nil {
-			return "", nil, explainRegistry(target.String(), err)
+			return "", nil, err
 		}
 		if depth == 0 {
 			digest = got.Digest.Hex
@@ -117,7 +124,7 @@ func (r *repository) resolve(ctx context.Context, target name.Reference) (digest
 		case got.MediaType.IsIndex():
 			index, err := v1.ParseIndexManifest(bytes.NewReader(got.Manifest))
 			if err != nil {
-				return "", nil, classed(errNoDisk, "the index of %s cannot be read: %w", target, err)
+				return "", nil, classed(errNoDisk, "the index of %s cannot be read: %s", target, excerpt(err.Error()))
 			}
 			child, err := choose(index)
 			if err != nil {
@@ -127,7 +134,7 @@ func (r *repository) resolve(ctx context.Context, target name.Reference) (digest
 		case got.MediaType.IsImage():
 			m, err = v1.ParseManifest(bytes.NewReader(got.Manifest))
 			if err != nil {
-				return "", nil, classed(errNoDisk, "the manifest of %s cannot be read: %w", target, err)
+				return "", nil, classed(errNoDisk, "the manifest of %s cannot be read: %s", target, excerpt(err.Error()))
 			}
 			return digest, m, nil
 		default:
@@ -135,6 +142,24 @@ func (r *repository) resolve(ctx context.Context, target name.Reference) (digest
 		}
 	}
 	return "", nil, classed(errNoDisk, "the index of %s leads to more than %d further ones", target, maxIndexDepth)
+}
+
+// get fetches a manifest or an index. Its digest is compared here, not by the
+// library, whose error has no class.
+func (r *repository) get(ctx context.Context, target name.Reference) (got *remote.Descriptor, err error) {
+	ctx, dog := watch(ctx, r.stall)
+	defer dog.stop()
+	err = dog.during(func() (n int, err error) {
+		got, err = remote.Get(r.name.Tag(target.Identifier()), remote.WithContext(ctx), remote.WithTransport(r.client))
+		return 0, err
+	})
+	if err != nil {
+		return nil, explainRegistry(target.String(), err)
+	}
+	if wanted, pinned := target.(name.Digest); pinned && got.Digest.String() != wanted.DigestStr() {
+		return nil, classed(errdefs.ErrDataLoss, "fetch %s: the registry sent a manifest with digest %s instead", target, got.Digest)
+	}
+	return got, nil
 }
 
 // choose picks the entry of an index for this machine's processor.
@@ -186,6 +211,9 @@ func (s *Store) fetchLayer(ctx context.Context, r *repository, layer v1.Descript
 	if layer.Digest.Algorithm != "sha256" || !idPattern.MatchString(layer.Digest.Hex) {
 		return landing{}, classed(errNoDisk, "a layer has the digest %q; sha256 is needed", excerpt(layer.Digest.String()))
 	}
+	if layer.Size <= 0 {
+		return landing{}, classed(errNoDisk, "a layer has %d bytes by the manifest", layer.Size)
+	}
 	if layer.Size > s.opts.MaxDownload {
 		return landing{}, classed(errdefs.ErrResourceExhausted, "a layer has %d bytes; downloads are limited to %d", layer.Size, s.opts.MaxDownload)
 	}
@@ -194,15 +222,15 @@ func (s *Store) fetchLayer(ctx context.Context, r *repository, layer v1.Descript
 		Path: fmt.Sprintf("/v2/%s/blobs/%s", r.name.RepositoryStr(), layer.Digest),
 	}
 	j.place = &httpPlace{
-		location: location{url: blob}, immutable: true,
-		client: &http.Client{Transport: r.client, CheckRedirect: checkRedirect(nil)},
+		location: location{url: blob}, immutable: true, size: layer.Size,
+		client: &http.Client{Transport: r.client, CheckRedirect: r.redirect.discreet},
 	}
 	j.partial, j.digest, j.layer = hashKey(blob.Host+blob.Path), layer.Digest.Hex, true
 	if r := s.index.byOrigin(j.partial); r != nil {
 		return s.claim(landing{id: r.ID, unchanged: true}, j) // known by another tag
 	}
 	landed, err := s.flights.do(ctx, j.partial, "", func(ctx context.Context) (landing, error) {
-		return s.download(ctx, j)
+		return s.download(context.WithValue(ctx, blobRequest{}, true), j)
 	})
 	if err != nil {
 		return landing{}, err
@@ -210,25 +238,56 @@ func (s *Store) fetchLayer(ctx context.Context, r *repository, layer v1.Descript
 	return s.claim(landed, j)
 }
 
-// registryTransport keeps a registry from sending endless manifests, and
-// credentials from travelling in the clear.
+// blobRequest marks the context of requests whose answers may be as long as images.
+type blobRequest struct{}
+
+// registryTransport keeps a registry from sending endless manifests, tokens and
+// redirects, and credentials from travelling in the clear.
 type registryTransport struct {
-	base  http.RoundTripper
-	plain []string // hosts that may be spoken to without TLS
+	base     http.RoundTripper
+	plain    []string // hosts that may be spoken to without TLS
+	redirect redirects
 }
 
 func (t *registryTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	// The registry client has redirect policies of its own, which know no limit.
+	if via := hops(r); len(via) > 0 {
+		if err := t.redirect(r, via); err != nil {
+			return nil, err
+		}
+	}
 	if r.URL.Scheme != schemeHTTPS && !loopback(r.URL.Hostname()) && !slices.Contains(t.plain, r.URL.Host) {
 		return nil, classed(errdefs.ErrFailedPrecondition, "%s offers no TLS; list it as an insecure registry if that is meant", r.URL.Host)
 	}
 	response, err := t.base.RoundTrip(r)
-	if err == nil && strings.Contains(r.URL.Path, "/manifests/") {
-		response.Body = struct {
-			io.Reader
-			io.Closer
-		}{&limitedReader{r: response.Body, left: maxManifest, limit: maxManifest}, response.Body}
+	if err == nil && r.Context().Value(blobRequest{}) == nil {
+		response.Body = &shortAnswer{ReadCloser: response.Body, left: maxManifest}
 	}
 	return response, err
+}
+
+// shortAnswer fails, instead of ending, at its limit.
+type shortAnswer struct {
+	io.ReadCloser
+	left int64
+}
+
+func (a *shortAnswer) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if a.left -= int64(n); a.left < 0 {
+		return 0, classed(errdefs.ErrResourceExhausted, "the registry's answer has more than %d bytes; that is the limit", maxManifest)
+	}
+	return n, err
+}
+
+// hops are the requests whose redirects led to this one, the first one first.
+func hops(r *http.Request) (via []*http.Request) {
+	for r.Response != nil {
+		r = r.Response.Request
+		via = append(via, r)
+	}
+	slices.Reverse(via)
+	return via
 }
 
 func loopback(host string) bool {

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -359,6 +360,7 @@ func TestHostileRegistries(t *testing.T) {
 		deep = mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: deep})
 	}
 	foreign := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: good, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "other"}}})
+	fitting := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: good, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}})
 	manifest := func(change string) func(http.ResponseWriter, *http.Request, http.Handler) {
 		return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.Contains(r.URL.Path, "/manifests/") {
@@ -376,6 +378,23 @@ func TestHostileRegistries(t *testing.T) {
 				return
 			}
 			next.ServeHTTP(w, r)
+		}
+	}
+	manifests := func(act http.HandlerFunc) func(http.ResponseWriter, *http.Request, http.Handler) {
+		return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.Contains(r.URL.Path, "/manifests/") {
+				act(w, r)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	}
+	drip := func(w http.ResponseWriter, r *http.Request) {
+		for range time.Tick(hostileStall / 20) {
+			if _, err := io.WriteString(w, " "); err != nil || r.Context().Err() != nil {
+				return
+			}
+			_ = http.NewResponseController(w).Flush()
 		}
 	}
 	layers := func(n int, digest string) string {
@@ -399,6 +418,39 @@ func TestHostileRegistries(t *testing.T) {
 		{name: "index without this processor", what: foreign, class: errdefs.IsNotFound, why: "no image for linux/"},
 		{name: "huge manifest", what: good, front: manifest(strings.Repeat(" ", maxManifest) + "{}"), class: errdefs.IsResourceExhausted, why: "that is the limit"},
 		{name: "manifest is a web page", what: good, front: manifest("<html>"), class: errdefs.IsInvalidArgument, why: "cannot be read"},
+		{name: "other manifest than the digest says", what: good, tag: "repo@sha256:" + sum(nil), front: manifest(layers(1, "sha256:"+sum(nil))), class: errdefs.IsDataLoss, why: "sent a manifest with digest sha256:"},
+		{name: "other manifest than the index says", what: fitting, front: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.Contains(r.URL.Path, "/manifests/sha256:") {
+				manifest(layers(1, "sha256:"+sum(nil)))(w, r, next)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}, class: errdefs.IsDataLoss, why: "sent a manifest with digest sha256:"},
+		{name: "manifest that redirects to itself", what: good, front: manifests(func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path, http.StatusFound)
+		}), class: errdefs.IsFailedPrecondition, why: "redirects more than 9 times"},
+		{name: "manifest that redirects to a huge one", what: good, front: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.URL.Path == "/huge" {
+				_, _ = w.Write(make([]byte, maxManifest+1))
+				return
+			}
+			manifests(http.RedirectHandler("/huge", http.StatusFound).ServeHTTP)(w, r, next)
+		}, class: errdefs.IsResourceExhausted, why: "that is the limit"},
+		{name: "manifest that never comes", what: good, front: manifests(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }), class: errdefs.IsUnavailable, why: "the server stopped sending"},
+		{name: "manifest that comes too slowly", what: good, front: manifests(drip), class: errdefs.IsUnavailable, why: "the server stopped sending"},
+		{name: "greeting that never comes", what: good, front: func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }, class: errdefs.IsUnavailable, why: "the server stopped sending"},
+		{name: "layer with a long tale for a digest", what: good, front: manifest(layers(1, "sha256:"+strings.Repeat("x", 100<<10))), class: errdefs.IsInvalidArgument, why: "cannot be read"},
+		{name: "layer of nothing", what: good, front: manifest(strings.Replace(layers(1, "sha256:"+sum(nil)), `"size":5`, `"size":0`, 1)), class: errdefs.IsInvalidArgument, why: "a layer has 0 bytes"},
+		{name: "blob of another length", what: good, front: blob(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "300000")
+			_, _ = w.Write(make([]byte, 300000))
+		}), class: errdefs.IsDataLoss, why: "the server has 300000 bytes instead of"},
+		{name: "blob without an end", what: good, front: blob(func(w http.ResponseWriter, r *http.Request) {
+			for content := tarball(t, entry{name: "disk/d", content: disk}); r.Context().Err() == nil; {
+				_, _ = w.Write(content)
+			}
+		}), class: errdefs.IsDataLoss, why: "instead of"},
+		{name: "path that leads out by a long way", what: inTar(entry{name: strings.Repeat("../", 50<<10) + "x", content: disk}), class: errdefs.IsInvalidArgument, why: "leads out of it"},
 		{name: "no layers", what: good, front: manifest(layers(0, "")), class: errdefs.IsInvalidArgument, why: "no layers"},
 		{name: "too many layers", what: good, front: manifest(layers(200, "sha256:"+sum(nil))), class: errdefs.IsInvalidArgument, why: "200 layers"},
 		{name: "layer with other hash", what: good, front: manifest(layers(1, "sha512:"+strings.Repeat("a", 128))), class: errdefs.IsInvalidArgument, why: "sha256 is needed"},
@@ -434,6 +486,68 @@ func TestHostileRegistries(t *testing.T) {
 			wantEmpty(t, s)
 		})
 	}
+}
+
+// TestManifestElsewhereWithoutTLS has a registry with TLS redirect to a server without.
+func TestManifestElsewhereWithoutTLS(t *testing.T) {
+	srv := serveOCI(t)
+	srv.push(t, "repo:v1", ociImage(t, tarball(t, entry{name: "disk/d", content: imagetest.QCOW2("a")})))
+	down, reached := false, false
+	plain := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))
+	t.Cleanup(plain.Close)
+	secure := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if down && strings.Contains(r.URL.Path, "/manifests/") {
+			http.Redirect(w, r, plain.URL+r.URL.Path, http.StatusFound)
+			return
+		}
+		srv.Config.Handler.ServeHTTP(w, r)
+	}))
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	dir := t.TempDir()
+	writeTranslation(t, dir, fmt.Sprintf(`
+translations: [{name: d, url: 'oci://%s/repo:v1', transport: p}]
+transports: {p: {tls: {insecure: true}}}
+`, strings.TrimPrefix(secure.URL, "https://")))
+	s := openStore(t, func(o *Options) { o.TranslationDirs = []string{dir} })
+	pull(t, s, Prefix+"d") // without the redirect
+	down = true
+	_, err := s.Pull(t.Context(), Prefix+"d", Credentials{})
+	checkRefusal(t, err, errdefs.IsFailedPrecondition, "redirects from https to http")
+	if reached {
+		t.Error("the server without TLS was asked")
+	}
+}
+
+// TestRegistryWithoutTLSByName has a proxy play a registry that has a name.
+func TestRegistryWithoutTLSByName(t *testing.T) {
+	srv := serveOCI(t)
+	disk := imagetest.QCOW2("a")
+	srv.push(t, "repo:v1", ociImage(t, tarball(t, entry{name: "disk/d", content: disk})))
+	srv.front = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == http.MethodConnect { // it has no TLS
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		next.ServeHTTP(w, r)
+	}
+	dir := t.TempDir()
+	writeTranslation(t, dir, fmt.Sprintf(`
+translations: [{name: d, url: 'oci://registry.test:5000/repo:v1', transport: proxy}]
+transports: {proxy: {proxy: '%s'}}
+`, srv.URL))
+	listed := func(hosts ...string) *Store {
+		return openStore(t, func(o *Options) { o.TranslationDirs, o.InsecureRegistries = []string{dir}, hosts })
+	}
+	if image := pull(t, listed("registry.test:5000"), Prefix+"d"); image.ID != sum(disk) {
+		t.Errorf("image %s", image.ID)
+	}
+	s := listed("registry.test")
+	if _, err := s.Pull(t.Context(), Prefix+"d", Credentials{}); err == nil {
+		t.Error("a registry that is not listed was spoken to without TLS")
+	}
+	wantEmpty(t, s)
 }
 
 func TestRegistryWithoutTLSIsRefused(t *testing.T) {

@@ -136,6 +136,20 @@ func TestChangedImageTakesTheName(t *testing.T) {
 	}
 }
 
+// TestEndlessValidatorsAreNotKept has a server say more about a file than anybody needs.
+func TestEndlessValidatorsAreNotKept(t *testing.T) {
+	srv := serve(t, map[string][]byte{"/d": imagetest.QCOW2("a")})
+	srv.etags["/d"] = `"` + strings.Repeat("x", 100<<10) + `"`
+	s := openStore(t)
+	image := pull(t, s, srv.name("/d"))
+	if info, err := os.Stat(s.paths.describe(image.ID)); err != nil || info.Size() > 4<<10 {
+		t.Errorf("description: %v bytes, %v", info.Size(), err)
+	}
+	if again := pull(t, s, srv.name("/d")); again.ID != image.ID {
+		t.Errorf("pulled again: %s", again.ID)
+	}
+}
+
 // reopen opens a second store on the folder of the first, which it closes.
 func reopen(t *testing.T, s *Store) *Store {
 	t.Helper()

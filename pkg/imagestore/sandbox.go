@@ -47,11 +47,11 @@ func missing(err error, program, packages string) error {
 	return nil
 }
 
-// excerpt makes a program's output fit into one sentence.
+// excerpt makes what a program or a server says fit into one sentence.
 func excerpt(output string) string {
 	output = strings.Join(strings.Fields(strings.ToValidUTF8(output, "?")), " ")
 	if len(output) > maxErrorExcerpt {
-		return output[:maxErrorExcerpt] + "…"
+		return strings.ToValidUTF8(output[:maxErrorExcerpt], "") + "…"
 	}
 	return output
 }

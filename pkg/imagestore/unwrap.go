@@ -32,10 +32,20 @@ func wrapping(head []byte) wrapper {
 		return wrapperGzip
 	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
 		return wrapperXZ
-	case bytes.HasPrefix(head, []byte("\x28\xb5\x2f\xfd")):
+	case bytes.HasPrefix(head, []byte("\x28\xb5\x2f\xfd")), skippable(head):
 		return wrapperZstd
 	}
 	return wrapperNone
+}
+
+// skippable recognises a zstd stream that begins with a frame for others to skip, as
+// those of pzstd do (RFC 8878, section 3.1.2).
+func skippable(head []byte) bool {
+	const (
+		kinds = 0xf0 // the bits of the first byte that all kinds have in common
+		first = 0x50
+	)
+	return len(head) > 0 && head[0]&kinds == first && bytes.HasPrefix(head[1:], []byte("\x2a\x4d\x18"))
 }
 
 // unwrap reads the content of a compressed stream. After an error of the source

@@ -3,6 +3,7 @@ package imagestore
 import (
 	"bytes"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +15,8 @@ import (
 func TestWrappedImages(t *testing.T) {
 	qcow, raw := imagetest.QCOW2("wrapped"), imagetest.Raw("wrapped", 3<<20)
 	frames := append(zstded(t, raw[:1<<20]), zstded(t, raw[1<<20:])...)
+	parallel := slices.Concat(zstdSkipped(4), zstded(t, raw[:1<<20]), zstdSkipped(0), zstded(t, raw[1<<20:]), zstdSkipped(99))
+	streams := slices.Concat(xzed(t, raw[:1<<20]), make([]byte, 8), xzed(t, raw[1<<20:]))
 	members := append(gzipped(t, raw[:1<<20]), gzipped(t, raw[1<<20:])...)
 	for _, tc := range []struct {
 		name       string
@@ -28,6 +31,8 @@ func TestWrappedImages(t *testing.T) {
 		{"raw in xz", xzed(t, raw), raw, FormatRaw},
 		{"raw in zstd", zstded(t, raw), raw, FormatRaw},
 		{"raw in several zstd frames", frames, raw, FormatRaw},
+		{"raw in zstd with frames to skip, as of pzstd", parallel, raw, FormatRaw},
+		{"raw in several xz streams with padding", streams, raw, FormatRaw},
 		{"raw in zstd with a long window", zstded(t, raw, zstd.WithWindowSize(64<<20)), raw, FormatRaw},
 		{"qcow2 in zstd with the longest window", zstdFrame(27, 0, qcow), qcow, FormatQCOW2},
 		{"qcow2 in xz with the longest window", xzWindow(xzed(t, qcow), 30), qcow, FormatQCOW2},

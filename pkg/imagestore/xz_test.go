@@ -42,6 +42,12 @@ func zstdFrame(exponent, eighths int, content []byte) []byte {
 	}
 }
 
+// zstdSkipped is a frame of n bytes that are not content.
+func zstdSkipped(n int) []byte {
+	const magic = "\x5e\x2a\x4d\x18"
+	return append(binary.LittleEndian.AppendUint32([]byte(magic), uint32(n)), make([]byte, n)...)
+}
+
 // xzWindow changes the window that a stream of one block asks for to 2^(bits/2+12)
 // bytes; bits is even.
 func xzWindow(stream []byte, bits byte) []byte {
