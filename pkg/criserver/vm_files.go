@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/cloudinit"
@@ -54,7 +55,7 @@ func (c *fileCollector) addMount(mount *runtimeapi.Mount) error {
 	if isKubeletData(mount.GetHostPath()) {
 		return c.addFolder(mount.GetHostPath(), mount.GetContainerPath())
 	}
-	file, err := os.Open(mount.GetHostPath())
+	file, err := os.OpenFile(mount.GetHostPath(), readNow, 0)
 	if err != nil {
 		return err
 	}
@@ -83,7 +84,7 @@ func (c *fileCollector) addFolder(dir, containerPath string) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
-		file, err := current.Open(name)
+		file, err := current.OpenFile(name, readNow, 0)
 		if err != nil {
 			return err
 		}
@@ -91,12 +92,19 @@ func (c *fileCollector) addFolder(dir, containerPath string) error {
 	})
 }
 
+// readNow opens a file to read. A guest may have left a pipe where a file was, of which
+// nothing would ever come.
+const readNow = os.O_RDONLY | unix.O_NONBLOCK
+
 // add takes a file over and closes it.
 func (c *fileCollector) add(guestPath string, file *os.File) (err error) {
 	defer func() { err = errors.Join(err, file.Close()) }()
 	info, err := file.Stat()
 	if err != nil {
 		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is no plain file: %w", file.Name(), errdefs.ErrInvalidArgument)
 	}
 	content, err := io.ReadAll(io.LimitReader(file, maxFileBytes+1))
 	if err != nil {

@@ -5,9 +5,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ambipod/ambipod/pkg/cloudinit"
@@ -57,6 +59,40 @@ func TestGuestFiles(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
+	}
+}
+
+// TestGuestFilesWaitForNoPipe: in a folder that a guest could write to, it can leave what
+// looks like a volume of kubelet's.
+func TestGuestFilesWaitForNoPipe(t *testing.T) {
+	volume := kubeletVolume(t, map[string]string{"token": "secret"})
+	pipe := filepath.Join(volume, kubeletData, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, mount := range []*runtimeapi.Mount{
+		{ContainerPath: "/data", HostPath: volume},
+		{ContainerPath: "/file", HostPath: pipe},
+	} {
+		read := make(chan error, 1)
+		go func() {
+			_, err := guestFiles([]*runtimeapi.Mount{mount})
+			read <- err
+		}()
+		select {
+		case err := <-read:
+			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), mount.GetContainerPath()) {
+				t.Errorf("a pipe is read: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("volume at %s: the pipe is waited for", mount.GetContainerPath())
+			writer, err := os.OpenFile(pipe, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			writer.Close() // which lets the reader go
+			<-read
+		}
 	}
 }
 
