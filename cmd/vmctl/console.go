@@ -43,9 +43,9 @@ Without a terminal, standard input is typed, and output printed until the VM end
 func (a *app) interact(ctx context.Context, terminal bool, fn func(context.Context, vmctl.Streams) error) (err error) {
 	s := vmctl.Streams{In: a.in, Out: a.out, Err: a.errOut}
 	if terminal {
-		t, err := vmctl.OpenTerminal(a.in)
-		if err != nil {
-			return err
+		t, openErr := vmctl.OpenTerminal(a.in)
+		if openErr != nil {
+			return openErr
 		}
 		s.Terminal, s.Sizes = true, t
 		defer func() { err = errors.Join(err, t.Close()) }()

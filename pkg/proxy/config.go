@@ -116,6 +116,9 @@ func (c *Config) validate() *problem {
 		if p := b.validate(field); p != nil {
 			return p
 		}
+		if filepath.Clean(b.Socket) == filepath.Clean(c.Listen) {
+			return &problem{field + ".socket", fmt.Sprintf("%q is where criproxy itself listens, name the runtime's", b.Socket)}
+		}
 		if p := taken.add(field, b); p != nil {
 			return p
 		}

@@ -95,6 +95,7 @@ func badConfigs() []badConfig {
 		{change("[vm.ambipod.io,", "[vm.ambipod.io/,"), `line 12, backends[1].imagePrefixes[0]: "vm.ambipod.io/" is no prefix for images: give whole path segments without a slash at either end`},
 		{change("socket: /run/vm.sock", "socket: vm.sock"), `line 10, backends[1].socket: "vm.sock" is no absolute path`},
 		{change("socket: /run/vm.sock", "socket: /run/containerd/containerd.sock"), `line 10, backends[1].socket: socket "/run/containerd/containerd.sock" already belongs to backend containerd`},
+		{change("socket: /run/vm.sock", "socket: /run//x.sock"), `line 10, backends[1].socket: "/run//x.sock" is where criproxy itself listens, name the runtime's`},
 		{change("name: vm\n", "name: containerd\n"), `line 9, backends[1].name: name "containerd" already belongs to backend containerd`},
 		{change("name: vm\n", "name: V M\n"), `line 9, backends[1].name: "V M" is no name: use lower-case letters, digits and dashes`},
 		{change("runtimeHandlers: [vm]", "runtimeHandlers: vm"), "line 13, backends[1].runtimeHandlers: must be a list"},

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/ambipod/ambipod/pkg/statushttp"
@@ -19,6 +20,9 @@ func (p *Proxy) statusPages() statushttp.Options {
 		Ready: func(context.Context) error {
 			v, release := p.current()
 			defer release()
+			if v == nil {
+				return errors.New("criproxy is stopping")
+			}
 			if !v.fallback.isReady() {
 				return fmt.Errorf("runtime %s does not answer at %s", v.fallback.name, v.fallback.socket)
 			}
