@@ -136,7 +136,7 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "folder of the CNI configuration, the first file by name counts")
 	flags.StringSliceVar(&s.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "folders of CNI plugins")
 	flags.StringVar(&s.cniRoot, "cni-root", "", "where the node's root directory is mounted, for a vmruntime in a container: CNI plugins are looked up and run in it, and RUN-DIR must be the same folder there")
-	flags.BoolVar(&s.cniExclusive, "cni-exclusive", false, "the networks of --cni-conf-dir are for VM pods alone: at start, plugins free all addresses that are none of theirs (verb GC)")
+	flags.BoolVar(&s.cniExclusive, "cni-exclusive", false, "the networks of --cni-conf-dir are for VM pods alone: at start and every few minutes, plugins free all addresses that are none of theirs (verb GC)")
 	flags.StringVar(&s.accelerator, "accelerator", "auto", "auto, kvm or tcg; auto tries KVM out and falls back to software emulation")
 	flags.StringVar(&s.protocol, "download-protocol", "https", "https or http, for image names that name no protocol")
 	flags.StringSliceVar(&s.translationDirs, "image-translations-dir", nil, "folders of image name translations, the most important first; see docs/images.md")

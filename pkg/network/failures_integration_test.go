@@ -271,6 +271,43 @@ func TestGarbageCollection(t *testing.T) {
 	}
 }
 
+// TestGarbageWaitsForPlugins: while plugins give a sandbox its address they are not asked
+// to free what they do not know to be anybody's.
+func TestGarbageWaitsForPlugins(t *testing.T) {
+	n := newNode(t)
+	entered, leave := filepath.Join(n.dir, "entered"), filepath.Join(n.dir, "leave")
+	bin := n.fakePlugin("fake", `[ "$CNI_COMMAND" = ADD ] || exit 0
+: >`+entered+`; while [ ! -e `+leave+` ]; do sleep 0.05; done
+`+failWith)
+	n.manager = n.newManager(Options{BinDirs: []string{bin}, Exclusive: true})
+	must(t, os.WriteFile(filepath.Join(n.conf, "1.conflist"),
+		[]byte(`{"cniVersion":"1.1.0","name":"testnet","plugins":[{"type":"fake"}]}`), 0o600))
+	sweep := func() string {
+		t.Helper()
+		must(t, n.onHost(func() error { return n.manager.Sweep(t.Context(), nil) }))
+		return n.verbs()
+	}
+	added := make(chan error, 1)
+	go func() {
+		_, err := n.setup(testPod(t))
+		added <- err
+	}()
+	eventually(t, func() bool {
+		_, err := os.Stat(entered)
+		return err == nil
+	}, func() string { return "ADD does not run" })
+	if got := sweep(); got != "ADD" {
+		t.Errorf("during ADD plugins were asked for %q", got)
+	}
+	must(t, os.WriteFile(leave, nil, 0o600))
+	if err := <-added; err == nil || n.verbs() != "DEL" {
+		t.Errorf("ADD that fails is not undone: %v", err)
+	}
+	if got := sweep(); got != "GC" {
+		t.Errorf("after ADD plugins were asked for %q, want GC", got)
+	}
+}
+
 func TestStatus(t *testing.T) {
 	n := newNode(t)
 	write := func(name, content string) {

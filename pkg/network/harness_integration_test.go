@@ -460,3 +460,14 @@ func filterHandles(t testing.TB, r *Result) []string {
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
+
+// IPs returns the sandbox's addresses, the first interface's first.
+func (r *Result) IPs() []netip.Addr {
+	var out []netip.Addr
+	for _, i := range r.Interfaces {
+		for _, a := range i.Addresses {
+			out = append(out, a.Addr())
+		}
+	}
+	return out
+}

@@ -54,7 +54,11 @@ type Manager struct {
 
 	dhcp dhcp.Counts
 
-	locks keyedLocks // one lock for each sandbox; taken before mu
+	locks keyedLocks // one lock for each sandbox; taken before plugins and mu
+
+	// plugins is held for reading while they work on a sandbox; they collect garbage alone
+	// (CNI 1.1, GC), for an address that has just been given is no attachment's yet.
+	plugins sync.RWMutex
 
 	mu      sync.Mutex                // guards what follows
 	servers map[string][]*dhcp.Server // by sandbox

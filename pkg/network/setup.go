@@ -22,6 +22,8 @@ func (m *Manager) Setup(ctx context.Context, pod Pod) (*Result, error) {
 		return nil, err
 	}
 	defer m.locks.lock(pod.SandboxID)()
+	m.plugins.RLock()
+	defer m.plugins.RUnlock()
 	list, err := m.loadConfig()
 	if err != nil {
 		return nil, err

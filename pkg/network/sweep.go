@@ -56,8 +56,14 @@ func (m *Manager) known() ([]string, error) {
 	return ids, nil
 }
 
-// collectGarbage has the plugins free all that belongs to no attachment of ours.
+// collectGarbage has the plugins free all that belongs to no attachment of ours. While
+// they are at work on a sandbox there is none to collect: the next Sweep does it.
 func (m *Manager) collectGarbage(ctx context.Context) error {
+	if !m.plugins.TryLock() {
+		m.log.Debug("CNI plugins are at work, their garbage is collected later")
+		return nil
+	}
+	defer m.plugins.Unlock()
 	list, err := m.loadConfig()
 	if err != nil {
 		return err

@@ -20,6 +20,8 @@ func (m *Manager) Teardown(ctx context.Context, pod Pod) error {
 		return err
 	}
 	defer m.locks.lock(pod.SandboxID)()
+	m.plugins.RLock()
+	defer m.plugins.RUnlock()
 	return m.teardownLocked(ctx, pod.SandboxID)
 }
 
@@ -71,6 +73,8 @@ func (m *Manager) Check(ctx context.Context, id string) error {
 		return err
 	}
 	defer m.locks.lock(id)()
+	m.plugins.RLock()
+	defer m.plugins.RUnlock()
 	a, err := m.attachments.load(id)
 	if err != nil {
 		return err

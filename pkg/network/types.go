@@ -56,17 +56,6 @@ type Result struct {
 	Queues int `json:"-"`
 }
 
-// IPs returns the sandbox's addresses, the first interface's first.
-func (r *Result) IPs() []netip.Addr {
-	var out []netip.Addr
-	for _, i := range r.Interfaces {
-		for _, a := range i.Addresses {
-			out = append(out, a.Addr())
-		}
-	}
-	return out
-}
-
 // Interface is one interface of the sandbox, as the guest shall configure it.
 type Interface struct {
 	Name string `json:"name"` // in the namespace: eth0, net1 …
