@@ -11,7 +11,6 @@ import (
 
 	"github.com/ambipod/ambipod/pkg/cgroup"
 	"github.com/ambipod/ambipod/pkg/failpoint"
-	"github.com/ambipod/ambipod/pkg/libvirttools"
 )
 
 // shutdownRetry is how often the power button is pressed: a guest that still boots
@@ -87,7 +86,7 @@ func (s *Server) shutDown(ctx context.Context, vm container, grace time.Duration
 func (s *Server) ask(asked context.Context, vm container) error {
 	asked, cancel := context.WithTimeout(asked, shutdownRetry)
 	defer cancel()
-	return s.Domains.Shutdown(asked, vm.DomainUUID, libvirttools.ShutdownACPI)
+	return s.Domains.Shutdown(asked, vm.DomainUUID)
 }
 
 // kill pulls the plug of a VM if it runs, and returns when its end is recorded.

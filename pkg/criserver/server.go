@@ -43,7 +43,7 @@ type Domains interface {
 	Check(ctx context.Context) (libvirttools.Info, error)
 	Define(ctx context.Context, xml string) error
 	Start(ctx context.Context, uuid string, disks ...libvirttools.OpenDisk) error
-	Shutdown(ctx context.Context, uuid string, mode libvirttools.ShutdownMode) error
+	Shutdown(ctx context.Context, uuid string) error
 	Destroy(ctx context.Context, uuid string) error
 	Undefine(ctx context.Context, uuid string) error
 	State(ctx context.Context, uuid string) (libvirttools.State, error)

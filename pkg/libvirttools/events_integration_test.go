@@ -279,7 +279,7 @@ func TestManyCallersAcrossRestart(t *testing.T) {
 				if _, err := c.State(ctx, g.UUID); err == nil {
 					answers.Add(1)
 				}
-				if err := c.Shutdown(ctx, g.UUID, libvirttools.ShutdownACPI); err == nil {
+				if err := c.Shutdown(ctx, g.UUID); err == nil {
 					answers.Add(1)
 				}
 			}

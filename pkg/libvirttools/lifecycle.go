@@ -125,31 +125,16 @@ func (c *Client) Start(ctx context.Context, uuid string, disks ...OpenDisk) erro
 	return nil
 }
 
-// ShutdownMode is how a guest is asked to power off.
-type ShutdownMode int
-
-// The ways to ask.
-const (
-	// ShutdownACPI presses the virtual power button. A guest that is still booting
-	// does not notice, so ask again after a while.
-	ShutdownACPI ShutdownMode = iota
-	// ShutdownAgent asks the guest agent; errdefs.ErrUnavailable without one.
-	ShutdownAgent
-)
-
-// Shutdown asks a guest to power off and does not wait for it. A domain that is
-// absent, not running or about to end is no error. It can be repeated.
-func (c *Client) Shutdown(ctx context.Context, uuid string, mode ShutdownMode) error {
-	flags := libvirt.DOMAIN_SHUTDOWN_ACPI_POWER_BTN
-	if mode == ShutdownAgent {
-		flags = libvirt.DOMAIN_SHUTDOWN_GUEST_AGENT
-	}
+// Shutdown presses a guest's power button and does not wait for what it does. A guest that
+// is still booting does not notice, so ask again after a while. A domain that is absent,
+// not running or about to end is no error.
+func (c *Client) Shutdown(ctx context.Context, uuid string) error {
 	err := c.change(ctx, uuid, func(dom *libvirt.Domain) error {
 		state, err := stateOf(dom)
 		if err != nil || !state.Active() || state.Phase == PhaseStopping {
 			return err
 		}
-		return unlessInactive(dom, dom.ShutdownFlags(flags))
+		return unlessInactive(dom, dom.ShutdownFlags(libvirt.DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
 	})
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("shut down domain %s: %w", uuid, err)
