@@ -15,6 +15,7 @@ import (
 	"github.com/ambipod/ambipod/pkg/failpoint"
 	"github.com/ambipod/ambipod/pkg/imagestore"
 	"github.com/ambipod/ambipod/pkg/metadata"
+	"github.com/ambipod/ambipod/pkg/network/fdserver"
 )
 
 // CreateContainer makes a VM ready to boot: its disks, its cloud-init image and its
@@ -195,7 +196,7 @@ func (s *Server) newContainer(box sandbox, config *runtimeapi.ContainerConfig, p
 		Config:      encoded,
 		ImageID:     plan.image.ID,
 		DomainUUID:  plan.settings.SystemUUID,
-		FDKey:       randomHex(keyBytes),
+		FDKey:       fdserver.NewKey(),
 		CreatedAt:   failpoint.Now(),
 		MemoryBytes: plan.size.memory,
 		VCPUs:       plan.size.vcpus,

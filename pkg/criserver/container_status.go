@@ -61,10 +61,14 @@ func (s *Server) addInner(ctx context.Context, info map[string]any, vm container
 	}
 }
 
+// statuses are those of a pod's VMs, without one that CreateContainer still works on:
+// nobody has its ID yet.
 func (s *Server) statuses(vms []container) []*runtimeapi.ContainerStatus {
-	statuses := make([]*runtimeapi.ContainerStatus, len(vms))
-	for i, vm := range vms {
-		statuses[i] = s.containerStatus(vm)
+	var statuses []*runtimeapi.ContainerStatus
+	for _, vm := range vms {
+		if vm.Defined {
+			statuses = append(statuses, s.containerStatus(vm))
+		}
 	}
 	return statuses
 }

@@ -26,6 +26,9 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 		return nil, err
 	}
 	defer unlock()
+	if vm, err = s.findContainer(vm.ID); err != nil { // another update may have come first
+		return nil, err
+	}
 	current, err := resourcesOf(vm)
 	if err != nil {
 		return nil, err

@@ -21,8 +21,9 @@
 //
 // # Concurrency
 //
-// locks serialises what changes one sandbox or one container, keyed by its ID; a
-// sandbox's lock is taken before its container's. Nothing that waits for a guest
+// locks serialises what changes one sandbox or one container, keyed by its ID, and the
+// naming of sandboxes, which comes first; a sandbox's lock is taken before its
+// container's. Nothing that waits for a guest
 // holds a lock.
 //
 // # Errors

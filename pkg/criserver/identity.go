@@ -15,9 +15,6 @@ import (
 // the names of log links at them.
 const idBytes = 32
 
-// keyBytes makes the 128-bit keys with which a vmwrapper fetches its descriptors.
-const keyBytes = 16
-
 func randomHex(bytes int) string {
 	raw := make([]byte, bytes)
 	_, _ = rand.Read(raw) // never fails (crypto/rand)

@@ -40,8 +40,8 @@ const (
 //  5. after a reboot the network namespaces are gone, and with them every VM.
 //
 // A sandbox or VM that cannot be brought to order, or not within recoverTimeout, is
-// reported and left for kubelet's next call, or for Maintain; only unreadable records make Recover fail, because what they stood for
-// would be swept away as nobody's.
+// reported and left for kubelet's next call, or for Maintain; only unreadable records
+// make Recover fail, because what they stood for would be swept away as nobody's.
 func (s *Server) Recover(ctx context.Context) error {
 	vms, err := s.containers()
 	if err != nil {
@@ -143,22 +143,26 @@ func (s *Server) Maintain(ctx context.Context) error {
 	if len(s.overdue.all()) > 0 {
 		wait = tidyInterval
 	}
+	soon := wait == tidyInterval
 	again := time.NewTimer(wait)
 	defer again.Stop()
 	for {
 		select {
 		case <-s.hurry:
-			again.Reset(tidyInterval)
+			if !soon { // else calls that go on failing would put it off for ever
+				soon = true
+				again.Reset(tidyInterval)
+			}
 			continue
 		case <-again.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		round, cancel := context.WithTimeout(ctx, tidyTimeout)
-		if s.tidy(round) {
-			again.Reset(sweepInterval)
-		} else {
+		if soon = !s.tidy(round); soon {
 			again.Reset(tidyInterval)
+		} else {
+			again.Reset(sweepInterval)
 		}
 		cancel()
 	}
@@ -231,13 +235,11 @@ func (s *Server) recoverStart(ctx context.Context, vm container) error {
 }
 
 // recoverSandbox takes back what was never answered for, brings the network of a
-// ready sandbox up again, and stops one whose network is gone.
+// ready sandbox up again, and stops one whose network is gone. It needs the sandbox's
+// lock, which RunPodSandbox holds while it makes one.
 func (s *Server) recoverSandbox(ctx context.Context, box sandbox) error {
 	switch box.State {
 	case metadata.SandboxCreating:
-		if s.making.has(box.ID) {
-			return nil // by a call of this process
-		}
 		return s.discardSandbox(ctx, box)
 	case metadata.SandboxStopped:
 		return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
@@ -23,14 +24,13 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 	if err := checkSandboxConfig(config, req.GetRuntimeHandler()); err != nil {
 		return nil, err
 	}
-	var steps undo
-	defer func() { steps.unwind(ctx, &err) }()
-
-	record, err := s.reserveSandbox(ctx, config, req.GetRuntimeHandler())
+	record, release, err := s.reserveSandbox(ctx, config, req.GetRuntimeHandler())
 	if err != nil {
 		return nil, err
 	}
-	defer s.making.leave(record.ID)
+	defer release() // when all is undone
+	var steps undo
+	defer func() { steps.unwind(ctx, &err) }()
 	failpoint.Hit("RunPodSandbox/recorded")
 	steps.push("delete record", func(context.Context) error { return s.Records.Sandboxes.Delete(record.ID) })
 
@@ -60,47 +60,67 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 }
 
 // reserveSandbox writes the record of a new sandbox, unless one of the same pod and
-// attempt exists: a second call while the first still works must not do it twice.
-func (s *Server) reserveSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (metadata.Sandbox, error) {
+// attempt exists: a second call while the first still works must not do it twice. Until
+// release is called the sandbox's lock is held, so that whoever wants it stopped, as
+// kubelet does when its pod is deleted meanwhile, waits until it is made or undone.
+func (s *Server) reserveSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (_ metadata.Sandbox, release func(), err error) {
 	unlock, err := s.locks.lock(ctx, "names of sandboxes")
 	if err != nil {
-		return metadata.Sandbox{}, err
+		return metadata.Sandbox{}, nil, err
 	}
 	defer unlock()
-	created := failpoint.Now()
-	existing, err := s.sandboxes()
+	created, err := s.nameSandbox(config.GetMetadata())
 	if err != nil {
-		return metadata.Sandbox{}, err
-	}
-	for _, other := range existing {
-		if other.config.GetMetadata().GetUid() == config.GetMetadata().GetUid() {
-			// The youngest of a pod counts, as with containers; see makeNewest.
-			created = after(created, other.CreatedAt)
-		}
-		if other.State == metadata.SandboxCreating && !s.making.has(other.ID) {
-			// It failed, and its record could not be removed, as when the disk was full.
-			if err := s.discardSandbox(ctx, other); err != nil {
-				return metadata.Sandbox{}, fmt.Errorf("remove what is left of sandbox %s: %w", other.ID, err)
-			}
-			continue
-		}
-		if proto.Equal(other.config.GetMetadata(), config.GetMetadata()) {
-			return metadata.Sandbox{}, fmt.Errorf("sandbox %s of pod %s, attempt %d, exists already in state %s: %w",
-				other.ID, podName(config), config.GetMetadata().GetAttempt(), other.State, errdefs.ErrAlreadyExists)
-		}
+		return metadata.Sandbox{}, nil, err
 	}
 	encoded, err := proto.Marshal(config)
 	if err != nil {
-		return metadata.Sandbox{}, fmt.Errorf("encode configuration of pod %s: %w", podName(config), err)
+		return metadata.Sandbox{}, nil, fmt.Errorf("encode configuration of pod %s: %w", podName(config), err)
 	}
 	record := metadata.Sandbox{
 		ID: randomHex(idBytes), Config: encoded, Handler: handler, CreatedAt: created, State: metadata.SandboxCreating,
 	}
+	unlockOwn, err := s.locks.lock(ctx, record.ID) // at once, nobody knows the ID
+	if err != nil {
+		return metadata.Sandbox{}, nil, err
+	}
 	if err := s.Records.Sandboxes.Create(record.ID, record); err != nil {
-		return metadata.Sandbox{}, err
+		unlockOwn()
+		return metadata.Sandbox{}, nil, err
 	}
 	s.making.enter(record.ID)
-	return record, nil
+	return record, func() {
+		s.making.leave(record.ID)
+		unlockOwn()
+	}, nil
+}
+
+// nameSandbox refuses a sandbox that exists, and returns when a new one of that name was
+// created: after all others of its pod. It needs the lock of the names.
+func (s *Server) nameSandbox(wanted *runtimeapi.PodSandboxMetadata) (created time.Time, err error) {
+	created = failpoint.Now()
+	existing, err := s.sandboxes()
+	if err != nil {
+		return created, err
+	}
+	for _, other := range existing {
+		if other.config.GetMetadata().GetUid() == wanted.GetUid() {
+			// The youngest of a pod counts, as with containers; see makeNewest.
+			created = after(created, other.CreatedAt)
+		}
+		if other.State == metadata.SandboxCreating && !s.making.has(other.ID) {
+			// It failed, and could not be removed, as when the disk was full or a plugin
+			// refused. That keeps nobody else, no other pod above all, from being made.
+			s.overdue.enter(other.ID)
+			s.tidySoon()
+			continue
+		}
+		if proto.Equal(other.config.GetMetadata(), wanted) {
+			return created, fmt.Errorf("sandbox %s of pod %s, attempt %d, exists already in state %s: %w",
+				other.ID, podName(other.config), wanted.GetAttempt(), other.State, errdefs.ErrAlreadyExists)
+		}
+	}
+	return created, nil
 }
 
 // checkSandboxConfig refuses what a VM pod cannot be.

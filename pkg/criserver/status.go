@@ -4,12 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// statusTimeout bounds the look at libvirt: a hung libvirtd makes the runtime not
+// statusTimeout bounds the look at libvirt and CNI: a hung libvirtd makes the runtime not
 // ready, it must not make Status hang as well.
 const statusTimeout = 3 * time.Second
 
@@ -21,11 +22,15 @@ var handlers = []string{"", "vm"}
 func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
+	var networkErr error
+	var looking sync.WaitGroup
+	looking.Go(func() { networkErr = s.Network.Status(ctx) }) // beside libvirt, which may take all the time
 	info, libvirtErr := s.Domains.Check(ctx)
+	looking.Wait()
 	response := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			condition(runtimeapi.RuntimeReady, "LibvirtUnavailable", libvirtErr),
-			condition(runtimeapi.NetworkReady, "CNINotReady", s.Network.Status(ctx)),
+			condition(runtimeapi.NetworkReady, "CNINotReady", networkErr),
 		}},
 		Features: &runtimeapi.RuntimeFeatures{},
 	}

@@ -3,6 +3,7 @@ package criserver
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,11 +73,21 @@ func (s *Server) judge(ctx context.Context, vm container, state libvirttools.Sta
 // panicWords is the last line of a console that tells of a kernel panic. The guest
 // writes there what it likes: the line is quoted and nothing depends on it.
 func panicWords(console string) string {
-	data, err := os.ReadFile(console)
+	file, err := os.Open(console)
 	if err != nil {
 		return ""
 	}
-	text := string(data[max(0, len(data)-consoleTail):])
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	if err != nil {
+		return ""
+	}
+	// What virtlogd lets it grow to is the node's to say.
+	data, err := io.ReadAll(io.NewSectionReader(file, max(0, info.Size()-consoleTail), consoleTail))
+	if err != nil {
+		return ""
+	}
+	text := string(data)
 	at := strings.LastIndex(text, kernelPanic)
 	if at < 0 {
 		return ""
