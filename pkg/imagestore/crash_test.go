@@ -73,15 +73,19 @@ var addSteps = []step{stepReceived, stepSealed, stepSynced, stepPlaced, stepDesc
 // the old or the new state, and nothing else on the disk.
 func TestCrashWhilePulling(t *testing.T) {
 	for _, at := range addSteps {
-		for _, kind := range []string{"first", "replacing", "wrapped"} {
+		for _, kind := range []string{"first", "replacing", "wrapped", "known"} {
 			t.Run(fmt.Sprintf("%s at %s", kind, at), func(t *testing.T) {
 				t.Parallel()
 				content := imagetest.QCOW2("new")
 				srv := serve(t, map[string][]byte{"/d": imagetest.QCOW2("old")})
 				s := openStore(t)
 				dir := s.opts.Dir
-				if kind == "replacing" {
+				switch kind {
+				case "replacing":
 					pull(t, s, srv.name("/d"))
+				case "known": // under another name
+					srv.put("/other", content)
+					pull(t, s, srv.name("/other"))
 				}
 				before, _ := s.List()
 				if err := s.Close(); err != nil {
@@ -91,6 +95,9 @@ func TestCrashWhilePulling(t *testing.T) {
 					srv.put("/d", gzipped(t, content))
 				} else {
 					srv.put("/d", content)
+				}
+				if at == stepPlaced && kind == "known" {
+					return // the file is at its place
 				}
 				crash(t, dir, at, "pull "+srv.name("/d"))
 

@@ -3,10 +3,13 @@ package imagestore
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -113,6 +116,84 @@ translations:
 		if err != nil || bytes.Contains(content, []byte(secret)) {
 			t.Errorf("%s contains a secret (%v)", file, err)
 		}
+	}
+}
+
+// TestPullSecretsStayHidden pulls with every kind of pull secret from servers that fail
+// in several ways, of which some repeat what they are told.
+func TestPullSecretsStayHidden(t *testing.T) {
+	disk := imagetest.QCOW2("a")
+	srv := serveOCI(t)
+	srv.front = func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		_ = r.ParseForm()
+		told := fmt.Sprint(r.Header.Get("Authorization"), r.PostForm)
+		switch {
+		case r.URL.Path == "/token":
+			_ = json.NewEncoder(w).Encode(map[string]string{"refresh_token": told, "sorry": secret})
+		case r.URL.Path == "/d":
+			_, _ = w.Write(disk)
+		case r.URL.Path == "/gone":
+			http.Redirect(w, r, "/no?"+url.Values{"told": {told}}.Encode(), http.StatusFound)
+		case r.Header.Get("Authorization") != "":
+			http.Error(w, told, http.StatusForbidden)
+		default:
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="test"`, r.Host))
+			http.Error(w, told, http.StatusUnauthorized)
+		}
+	}
+	var log bytes.Buffer
+	s := openStore(t, func(o *Options) {
+		o.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	encoded := strings.TrimPrefix(basicAuth("u"), "Basic ")
+	site := Prefix + "http/" + srv.host()
+	for _, c := range []Credentials{
+		{Username: "u", Password: secret}, {Auth: encoded}, {IdentityToken: secret}, {RegistryToken: secret},
+	} {
+		for _, name := range []string{site + "/d", site + "/gone", Prefix + "http/127.0.0.1:1/none", srv.name("repo:v1")} {
+			_, err := s.Pull(t.Context(), name, c)
+			if text := fmt.Sprint(err); strings.Contains(text, secret) || strings.Contains(text, encoded) {
+				t.Errorf("the error tells a secret: %s", text)
+			}
+			if err == nil && !strings.HasSuffix(name, "/d") {
+				t.Errorf("%s was pulled", name)
+			}
+		}
+	}
+	for _, told := range []string{secret, encoded} {
+		if strings.Contains(log.String(), told) {
+			t.Errorf("the log tells a secret:\n%s", log.String())
+		}
+		for _, file := range append(files(t, s), "index.db") {
+			if content, err := os.ReadFile(s.opts.Dir + "/" + file); err != nil || bytes.Contains(content, []byte(told)) {
+				t.Errorf("%s contains a secret (%v)", file, err)
+			}
+		}
+	}
+}
+
+// TestIdentityTokenStaysWithItsServer has a token server redirect to another one.
+func TestIdentityTokenStaysWithItsServer(t *testing.T) {
+	told := false
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		told = told || bytes.Contains(body, []byte(secret))
+	}))
+	t.Cleanup(other.Close)
+	srv := serveOCI(t)
+	srv.front = func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		if r.URL.Path == "/token" {
+			http.Redirect(w, r, strings.Replace(other.URL, "127.0.0.1", "localhost", 1), http.StatusTemporaryRedirect)
+			return
+		}
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="test"`, r.Host))
+		w.WriteHeader(http.StatusUnauthorized)
+	}
+	s := openStore(t)
+	_, err := s.Pull(t.Context(), srv.name("repo:v1"), Credentials{IdentityToken: secret})
+	checkRefusal(t, err, errdefs.IsFailedPrecondition, "must not see the credentials")
+	if told {
+		t.Error("the other server was told the token")
 	}
 }
 

@@ -255,6 +255,9 @@ func (t *registryTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		if err := t.redirect(r, via); err != nil {
 			return nil, err
 		}
+		if r.Body != nil && r.Body != http.NoBody && !sameServer(via[0].URL, r.URL) {
+			return nil, classed(errdefs.ErrFailedPrecondition, "its token server redirects to %s, which must not see the credentials", excerpt(r.URL.Host))
+		}
 	}
 	if r.URL.Scheme != schemeHTTPS && !loopback(r.URL.Hostname()) && !slices.Contains(t.plain, r.URL.Host) {
 		return nil, classed(errdefs.ErrFailedPrecondition, "%s offers no TLS; list it as an insecure registry if that is meant", r.URL.Host)
@@ -306,6 +309,10 @@ func explainRegistry(what string, err error) error {
 	}
 	if errors.Is(err, context.Canceled) {
 		return fmt.Errorf("fetch %s: %w", what, err)
+	}
+	if strings.HasPrefix(err.Error(), "no token in bearer response") {
+		// The rest is what the server says instead, which may be the credentials.
+		return classed(errdefs.ErrFailedPrecondition, "fetch %s: the token server of the registry grants no token", what)
 	}
 	return explainConnection(what, err)
 }

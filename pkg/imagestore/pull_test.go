@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -133,6 +135,36 @@ func TestChangedImageTakesTheName(t *testing.T) {
 	after, _ := reopened.List()
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("after a restart (-before +after):\n%s", diff)
+	}
+}
+
+// TestCompressedClusters pulls images as distributions publish them.
+func TestCompressedClusters(t *testing.T) {
+	raw := filepath.Join(t.TempDir(), "raw")
+	disk := noisy(imagetest.Raw("compressed", 1<<20))
+	copy(disk[1<<19:], make([]byte, 1<<18))
+	if err := os.WriteFile(raw, disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.CommandContext(t.Context(), "qemu-img", args...).CombinedOutput(); err != nil {
+			t.Fatalf("qemu-img %v: %v: %s (is the package qemu-utils installed?)", args, err, out)
+		}
+	}
+	for _, options := range []string{"compat=0.10", "compat=1.1", "compression_type=zstd"} {
+		packed := filepath.Join(t.TempDir(), "packed")
+		run("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, packed)
+		content, err := os.ReadFile(packed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := serve(t, map[string][]byte{"/d": content})
+		image := pull(t, openStore(t), srv.name("/d"))
+		if image.ID != sum(content) || image.Format != FormatQCOW2 || image.VirtualSize != int64(len(disk)) {
+			t.Errorf("%s: %+v", options, image)
+		}
+		run("compare", "-f", "raw", "-F", string(image.Format), raw, image.Path)
 	}
 }
 
