@@ -107,7 +107,7 @@ func forgetMonitor(t *testing.T, note string) {
 func leaveTraces(t *testing.T, i *libvirtd.Instance, name string) {
 	t.Helper()
 	folder := "domain-99-" + name[:20]
-	for _, dir := range []string{folder, filepath.Join("channel", "target", folder)} {
+	for _, dir := range []string{folder, filepath.Join("channel", "target", folder), filepath.Join("ram", strings.TrimPrefix(folder, "domain-"))} {
 		must(t, os.MkdirAll(filepath.Join(i.Dir, "lib", "qemu", dir), 0o755))
 	}
 	for file, text := range map[string]string{

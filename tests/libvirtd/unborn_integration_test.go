@@ -18,9 +18,10 @@ import (
 	"github.com/ambipod/ambipod/tests/node"
 )
 
-// ownCommand has a command line of its own, as Ambipod's domains have.
+// ownCommand has a command line of its own, as Ambipod's domains have, and memory such as
+// they have with shared folders.
 const ownCommand = `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>NAME</name>
-<metadata>MARK</metadata><memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os>
+<metadata>MARK</metadata><memory unit='MiB'>32</memory><memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking><os><type arch='x86_64' machine='pc'>hvm</type></os>
 <qemu:commandline><qemu:env name='SOME' value='thing'/></qemu:commandline></domain>`
 
 // mark is that of a vmruntime whose state folder is OWNER.
