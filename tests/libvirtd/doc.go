@@ -19,8 +19,8 @@
 // Traps. libvirt probes the capabilities of its emulators again before each
 // start of a domain for as long as /dev/kvm exists and QEMU's user cannot open
 // it (over a minute each time), so the instance's mount namespace gets a
-// /dev/kvm of its own that everybody may open. The system bus is hidden from the
-// daemons, otherwise systemd-machined and firewalld would take part. libvirt's
+// /dev/kvm of its own that everybody may open. The machine's /run is hidden from the
+// daemons, otherwise systemd-machined and firewalld would take part by the system bus. libvirt's
 // control groups and AppArmor driver are off: the first is how Ambipod runs
 // libvirt, the second would write profiles into the machine's /etc. Each daemon has
 // tini for a parent, which reaps what the daemon leaves, and lasts until Stop.
