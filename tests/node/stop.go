@@ -41,7 +41,7 @@ func (n *Node) Stop(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("take node %q down: %w", n.cfg.Name, err)
 	}
-	if err := errors.Join(n.unmountAll(), removeNetwork(n.id)); err != nil {
+	if err := errors.Join(n.unmountAll(), removeNetwork(n.id), n.removeResults()); err != nil {
 		return fmt.Errorf("take node %q down: %w", n.cfg.Name, err)
 	}
 	if err := os.RemoveAll(n.root); err != nil {
@@ -227,5 +227,9 @@ func (n *Node) Remains() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(found, label("cgroup", cgroups), label("mount", points)), nil
+	results, err := n.results()
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(found, label("cgroup", cgroups), label("mount", points), label("file", results)), nil
 }
