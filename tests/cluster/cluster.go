@@ -156,26 +156,13 @@ func (c *Cluster) join(ctx context.Context, n *node.Node) error {
 	})
 }
 
-// storageClass is for claims that name no class: folders of the node.
-const (
-	storageFile  = "storage.yaml"
-	storageClass = `apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata:
-  name: hostpath
-  annotations:
-    storageclass.kubernetes.io/is-default-class: "true"
-provisioner: kubernetes.io/host-path
-`
-)
-
 // settle adds what every cluster with Ambipod has, unless that is to be installed,
 // and waits until pods can run.
 func (c *Cluster) settle(ctx context.Context) error {
-	if err := c.write(storageFile, []byte(storageClass)); err != nil {
+	if err := c.addHostPaths(ctx); err != nil {
 		return err
 	}
-	manifests := []string{c.path(storageFile)}
+	var manifests []string
 	if c.node.Has(node.VMRuntime) {
 		base := filepath.Join(c.node.Checkout(), "deploy", "base")
 		manifests = append(manifests, filepath.Join(base, "runtimeclass.yaml"), filepath.Join(base, "admission.yaml"))

@@ -124,7 +124,7 @@ func (c *Cluster) apiServer() (argv []string, health string, err error) {
 
 func (c *Cluster) controllerManager() (argv []string, health string, err error) {
 	program, err := c.node.Tool(ControllerManager)
-	argv = append([]string{program}, c.asClient(ControllerManager)...)
+	argv = append(c.withOwnTmp(program), c.asClient(ControllerManager)...)
 	return append(argv,
 		"--secure-port", managerPort,
 		"--leader-elect=false",
@@ -134,7 +134,7 @@ func (c *Cluster) controllerManager() (argv []string, health string, err error) 
 		"--cluster-signing-cert-file", c.certificate(authority),
 		"--cluster-signing-key-file", c.key(authority),
 		"--flex-volume-plugin-dir", c.path("flex-volumes"),
-		// The storage class hostpath; its volumes are in /tmp/hostpath_pv.
+		// The storage class hostpath.
 		"--enable-hostpath-provisioner",
 		// A guest's load shows soon, so the autoscaler need not wait for minutes.
 		"--horizontal-pod-autoscaler-sync-period", "5s",

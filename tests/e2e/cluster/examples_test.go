@@ -95,7 +95,17 @@ func usualExamples() []shown {
 			file: "pvc.yaml", pod: "with-files",
 			script: "echo here >/srv/files/where && cat /srv/files/where; mount | grep -o 'on /srv/files type virtiofs'",
 			want:   "here\non /srv/files type virtiofs\n",
+			see:    space.keepsFiles,
 		},
+	}
+}
+
+// keepsFiles finds what the VM wrote among the node's files, with which it goes.
+func (s space) keepsFiles(t *testing.T, _ string) {
+	volume := s.kubectl(t, "get", "persistentvolumeclaim", "files", "-o", "jsonpath={.spec.volumeName}")
+	folder := s.kubectl(t, "get", "persistentvolume", volume, "-o", "jsonpath={.spec.hostPath.path}")
+	if got, err := os.ReadFile(filepath.Join(folder, "where")); string(got) != "here\n" || !strings.HasPrefix(folder, shared.Node().Root()+"/") {
+		t.Errorf("%s has %q (%v), want what the guest wrote, below %s", folder, got, err, shared.Node().Root())
 	}
 }
 
