@@ -21,8 +21,8 @@ cluster: ## start a private cluster of one node, print how to use it, write _run
 	@hack/setup.sh cluster
 	@_build/bin/node up --cluster
 
-down: ## remove what `make up` or `make cluster` started
-	@if [ -x _build/bin/node ]; then _build/bin/node down; else echo "No node is up."; fi
+down: ## remove what `make up` or `make cluster` started; ALL=1: killed tests' nodes too
+	@if [ -x _build/bin/node ]; then _build/bin/node down $(if $(ALL),--all); else echo "No node is up."; fi
 
 build: ## build Ambipod's programs and images into _build/bin and _tools/images
 	@hack/setup.sh demo

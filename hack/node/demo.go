@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,16 +99,7 @@ func (d *demo) run(ctx context.Context) error {
 func (d *demo) down(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTime)
 	defer cancel()
-	return d.do("take the node down", func() error {
-		if err := d.n.Stop(ctx); err != nil {
-			return err
-		}
-		remains, err := d.n.Remains()
-		if err == nil && len(remains) > 0 {
-			err = fmt.Errorf("this is left of the node: %s", strings.Join(remains, "; "))
-		}
-		return err
-	})
+	return d.do("take the node down", func() error { return remove(ctx, d.n) })
 }
 
 // keepLogs saves the daemons' messages before the node goes.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -38,13 +39,17 @@ func newUp(o *options) *cobra.Command {
 }
 
 func newDown(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:     "down",
-		Short:   "Remove the node that up started, with all its pods",
-		Example: "  make down",
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return down(cmd.Context(), o) },
+	var all bool
+	command := &cobra.Command{
+		Use:   "down",
+		Short: "Remove the node that up started, with all its pods",
+		Example: `  make down
+  make down ALL=1`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return down(cmd.Context(), o, all) },
 	}
+	command.Flags().BoolVar(&all, "all", false, "remove all nodes of this checkout: also what killed tests have left, and what tests use that run")
+	return command
 }
 
 func up(ctx context.Context, o *options) error {
@@ -92,31 +97,49 @@ The node is up. Its addresses are in %s; from the top of the checkout:
 Files and logs are in %s. Remove the node with: make down
 `
 
-func down(ctx context.Context, o *options) error {
+func down(ctx context.Context, o *options, all bool) error {
 	p := newProgress(os.Stdout)
 	cfg, err := o.config(upName, p)
 	if err != nil {
 		return err
 	}
-	n, err := node.Load(node.Root(cfg))
-	if errdefs.IsNotFound(err) {
+	nodes, err := toRemove(cfg, all)
+	if err == nil && len(nodes) == 0 {
 		p.printf("No node is up.\n")
-		return removeEnv(envFile(cfg))
+	}
+	for _, n := range nodes {
+		err = errors.Join(err, p.do("remove node "+n.Name()+" with all its pods", func() error { return remove(ctx, n) }))
 	}
 	if err != nil {
 		return err
 	}
-	if err := p.do("remove the node with all its pods", func() error { return n.Stop(ctx) }); err != nil {
+	return removeEnv(envFile(cfg))
+}
+
+// toRemove is the node that up started, or all of its checkout.
+func toRemove(cfg node.Config, all bool) ([]*node.Node, error) {
+	if all {
+		return node.All(cfg.Checkout)
+	}
+	n, err := node.Load(node.Root(cfg))
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return []*node.Node{n}, nil
+}
+
+func remove(ctx context.Context, n *node.Node) error {
+	if err := n.Stop(ctx); err != nil {
 		return err
 	}
 	remains, err := n.Remains()
-	if err != nil {
-		return err
+	if err == nil && len(remains) > 0 {
+		err = fmt.Errorf("this is left of the node: %s", strings.Join(remains, "; "))
 	}
-	if len(remains) > 0 {
-		return fmt.Errorf("this is left of the node: %q", remains)
-	}
-	return removeEnv(envFile(cfg))
+	return err
 }
 
 func envFile(cfg node.Config) string { return filepath.Join(cfg.Checkout, "_run", "env") }

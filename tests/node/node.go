@@ -156,6 +156,30 @@ func Load(dir string) (*Node, error) {
 	return n, nil
 }
 
+// All finds the nodes of a checkout, running or not, those too that tests have left
+// which were killed. The error tells of nodes that Load cannot read.
+func All(checkout string) ([]*Node, error) {
+	top, err := os.Stat(checkout)
+	if err != nil {
+		return nil, fmt.Errorf("find nodes of checkout: %w", err)
+	}
+	records, err := filepath.Glob(filepath.Join(parent, "ambipod-*", recordName))
+	errs := []error{err}
+	var found []*Node
+	for _, record := range records {
+		n, err := Load(filepath.Dir(record))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		// One folder may have several names.
+		if its, err := os.Stat(n.cfg.Checkout); err == nil && os.SameFile(top, its) {
+			found = append(found, n)
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
 func newNode(cfg Config) *Node {
 	root := Root(cfg)
 	return &Node{cfg: cfg, root: root, id: root[len(root)-8:]}

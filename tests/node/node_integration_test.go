@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -181,11 +182,15 @@ func TestStopSweepsUpAfterACrash(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	again, err := node.Load(n.Root())
+	all, err := node.All(cfg.Checkout)
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop(t, again)
+	again := slices.IndexFunc(all, func(one *node.Node) bool { return one.Root() == n.Root() })
+	if again < 0 {
+		t.Fatalf("%s is not among the nodes of the checkout", n.Root())
+	}
+	stop(t, all[again])
 	if _, err := node.Load(n.Root()); !errdefs.IsNotFound(err) {
 		t.Errorf("Load after Stop: %v, want ErrNotFound", err)
 	}
