@@ -92,7 +92,12 @@ func (f *file) parse(top value) error {
 // readers are those of the fields of a file.
 func (f *file) readers() map[string]func(value) error {
 	return map[string]func(value) error{
-		"prefix":       func(v value) error { return v.text(&f.prefix) },
+		"prefix": func(v value) error {
+			if err := v.text(&f.prefix); err != nil || !strings.HasSuffix(f.prefix, "/") {
+				return err
+			}
+			return v.fault("the prefix ends with a slash, so no name would ever match; leave it away")
+		},
 		"translations": func(v value) error { return v.list(f.parseRule) },
 		"transports": func(v value) error {
 			return v.each(func(name string, v value) error {

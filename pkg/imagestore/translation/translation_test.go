@@ -167,6 +167,7 @@ func TestBrokenFilesAreNamedAndDoNotDisableOthers(t *testing.T) {
 		{"certificate without key", "transports:\n  a:\n    tls:\n      certificates:\n      - cert: |\n          " + indent(certificate) + "\n", "neither that of an authority"},
 		{"other key", "transports:\n  a:\n    tls:\n      certificates:\n      - cert: |\n          " + indent(certificate) + "\n        key: |\n          " + indent(otherKey) + "\n", "does not belong"},
 		{"broken key", "transports:\n  a:\n    tls:\n      certificates:\n      - cert: |\n          " + indent(certificate) + "\n        key: |\n          " + indent(strings.Replace(key, "\nM", "\nA", 1)) + "\n", "private key cannot be read"},
+		{"prefix with slash", "prefix: prod/\ntranslations:\n- name: x\n  url: http://x\n", "line 1, prefix: the prefix ends with a slash"},
 		{"second document", "translations: []\n---\n# more\ntranslations:\n- name: x\n  url: http://x\n", "line 4, document: a file can have one document only"},
 		{"spec in itself", "spec: &a\n  spec: *a\n", "line 2, spec.spec: there is no such field"},
 		{"too long", strings.Repeat("#", 1<<20+1), "longer than"},
