@@ -48,10 +48,10 @@ tagged_ring() {
 	fi
 	local packages
 	mapfile -t packages < <(printf './%s\n' "${files[@]%/*}" | sort -u)
-	# The machine may be small. What e2e starts is on nodes of its own, and waits for
-	# guests with one processor each: there two packages run at a time.
-	local packages_at_once=1
-	[ "$tag" != e2e ] || packages_at_once=2
+	# The machine may be small, and what a package starts waits for guests with one
+	# processor each: two run at a time. Faults are timed, and have the machine alone.
+	local packages_at_once=2
+	[ "$tag" != faults ] || packages_at_once=1
 	go_test "$tag" -tags "$tag" -p "$packages_at_once" -count 1 -timeout 40m -run "^($run)\$" "${@:3}" "${packages[@]}"
 }
 
