@@ -26,10 +26,11 @@ var deadline, eventually = fixture.Deadline, fixture.Eventually
 var nodes = map[string]*node.Node{}
 
 // tunedLogind is what the tuned node's kubelet takes for systemd's; tunedDir is a
-// folder for what that node uses.
+// folder for what that node uses; tunedPages are the huge pages reserved for it.
 var (
 	tunedLogind *logind.Logind
 	tunedDir    string
+	tunedPages  int
 )
 
 func TestMain(m *testing.M) {
@@ -60,8 +61,8 @@ func criNode(t *testing.T) *node.Node {
 }
 
 // tunedNode is a complete node whose kubelet has statistics from the CRI alone,
-// rotates logs when they are small, reaches VMs' streams by TLS, and is told when the
-// machine shuts down.
+// rotates logs when they are small, reaches VMs' streams by TLS, has huge pages to give
+// away, and is told when the machine shuts down.
 func tunedNode(t *testing.T) *node.Node {
 	t.Helper()
 	if n, ok := nodes["tuned"]; ok {
@@ -74,6 +75,8 @@ func tunedNode(t *testing.T) *node.Node {
 	must(t, err)
 	tunedLogind, err = logind.Start(deadline(t), tunedDir)
 	must(t, err)
+	must(t, addHugePages(hugePages))
+	tunedPages = hugePages
 	config := nodeConfig(t, "tuned")
 	config.Args = map[string][]string{node.VMRuntime: {"--stream-tls-cert", files.Cert, "--stream-tls-key", files.Key}}
 	config.Env = map[string][]string{node.Kubelet: {"SSL_CERT_FILE=" + files.Cert, "DBUS_SYSTEM_BUS_ADDRESS=" + tunedLogind.Address()}}
@@ -93,6 +96,9 @@ func cleanTuned() error {
 	var err error
 	if tunedLogind != nil {
 		err = tunedLogind.Close()
+	}
+	if tunedPages > 0 {
+		err = errors.Join(err, addHugePages(-tunedPages))
 	}
 	return errors.Join(err, os.RemoveAll(tunedDir))
 }
