@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,7 +40,8 @@ type demo struct {
 	n         *node.Node
 	container *corev1.Pod
 	machine   *corev1.Pod
-	table     string // of both pods while they ran
+	table     string   // of both pods while they ran
+	console   []string // the end of the VM's, as it is in the pod's log
 }
 
 func runDemo(ctx context.Context, o *options) error {
@@ -92,6 +94,7 @@ func (d *demo) run(ctx context.Context) error {
 		}
 	}
 	d.printf("\nBoth pods while they ran\n%s", d.table)
+	d.printf("\nThe end of the VM's console, from the pod's log\n  | %s\n", strings.Join(d.console, "\n  | "))
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	corev1 "k8s.io/api/core/v1"
@@ -70,10 +71,27 @@ func expectPage(page string) error {
 	return nil
 }
 
+// consoleLines is how much of the console the demo shows.
+const consoleLines = 6
+
 // readConsole waits for the login prompt and checks the format of every line.
 func (d *demo) readConsole(ctx context.Context) error {
-	_, err := node.WaitPodLog(ctx, d.n.PodLog(d.machine, d.machine.Spec.Containers[0].Name), "login:")
+	lines, err := node.WaitPodLog(ctx, d.n.PodLog(d.machine, d.machine.Spec.Containers[0].Name), "login:")
+	for _, line := range lines {
+		// A guest may print what moves a terminal's cursor.
+		if text := strings.TrimSpace(strings.Map(visible, line.Text)); text != "" {
+			d.console = append(d.console, text)
+		}
+	}
+	d.console = d.console[max(0, len(d.console)-consoleLines):]
 	return err
+}
+
+func visible(r rune) rune {
+	if unicode.IsPrint(r) {
+		return r
+	}
+	return -1
 }
 
 func (d *demo) makeTable(ctx context.Context) (err error) {

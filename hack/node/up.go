@@ -84,6 +84,8 @@ The node is up. Its addresses are in %s; from the top of the checkout:
   # look at them through the CRI, as kubelet does
   $CRICTL pods
   $CRICTL ps -a
+  # see the VM boot, which takes some ten seconds (Ctrl-C ends), then get into it
+  $CRICTL logs -f "$($CRICTL ps -q --name machine)"
   $CRICTL exec -it "$($CRICTL ps -q --name machine)" sh
   # look after the VMs: list, console, exec, images, inspect, diagnose …
   $VMCTL list

@@ -125,7 +125,7 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v:\n%s", err, out)
 	}
-	for _, want := range []string{"NAME", "web-container-demo", "web-vm-demo", node.ContainerImage, node.VMImage, "MiB", "nothing is left"} {
+	for _, want := range []string{"NAME", "web-container-demo", "web-vm-demo", node.ContainerImage, node.VMImage, "MiB", "login:", "nothing is left"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the demo does not show %q:\n%s", want, out)
 		}
