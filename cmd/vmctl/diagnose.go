@@ -51,6 +51,7 @@ archive before you give it away.`,
 	c.Flags().StringVarP(&file, "file", "f", "", "archive to write (default ambipod-TIME.tar.gz)")
 	c.Flags().StringSliceVar(&d.Config, "config", d.Config, "files and folders of configuration")
 	c.Flags().StringSliceVar(&d.Logs, "log", nil, "files and folders of logs, beside systemd's journals and QEMU's logs")
-	c.Flags().StringVar(&d.Proxy, "criproxy-config", configFile("criproxy.yaml"), "criproxy's configuration, which tells where its metrics are")
+	c.Flags().StringVar(&d.Proxy, "criproxy-config", environment("AMBIPOD_CRIPROXY_CONFIG", configFile("criproxy.yaml")),
+		"criproxy's configuration, which tells where its socket and metrics are; AMBIPOD_CRIPROXY_CONFIG names it, too")
 	return c
 }

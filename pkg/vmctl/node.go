@@ -89,7 +89,7 @@ func Connect(ctx context.Context, s Settings, logger *slog.Logger) (*Node, error
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	if n.Version, err = n.Runtime.Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
-		err = fmt.Errorf("nobody serves the CRI at %s, start vmruntime or name another socket with --runtime-endpoint: %w", socket, Native(err))
+		err = fmt.Errorf("nobody serves the CRI at %s, see whether vmruntime or criproxy should, or name another socket with --runtime-endpoint: %w", socket, Native(err))
 		return nil, errors.Join(err, connection.Close())
 	}
 	return n, nil

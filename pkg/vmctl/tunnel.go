@@ -67,9 +67,18 @@ func tunnel(ctx context.Context, ticket string, port int, in io.Reader, out io.W
 	_, copyErr := io.Copy(out, data)
 	reason, _ := io.ReadAll(io.LimitReader(reasons, maxReason))
 	if len(reason) > 0 {
-		return fmt.Errorf("%s: %w", strings.TrimSpace(string(reason)), errdefs.ErrUnavailable)
+		return fmt.Errorf("%s: %w", withoutForwarding(strings.TrimSpace(string(reason))), errdefs.ErrUnavailable)
 	}
 	return errors.Join(copyErr, ctx.Err())
+}
+
+// withoutForwarding leaves of a reason what vmruntime said; the package that carries it
+// begins with the sandbox's ID and an empty UID (cri-streaming, portforward).
+func withoutForwarding(reason string) string {
+	if _, why, found := strings.Cut(reason, ", uid : "); found {
+		return why
+	}
+	return reason
 }
 
 func dialTicket(ticket string) (httpstream.Connection, error) {

@@ -61,7 +61,7 @@ func (v vmctl) diagnose(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
-	v.run(t, "diagnose", "-f", file, "--config", config, "--log", log, "--log", v.n.LogFile(node.VMRuntime), "--criproxy-config", v.n.CRIProxyConfig())
+	v.run(t, "diagnose", "-f", file, "--config", config, "--log", log, "--log", v.n.LogFile(node.VMRuntime))
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the archive: %v, %v", info, err)
 	}

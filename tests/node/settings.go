@@ -126,6 +126,7 @@ func (n *Node) writeVMCtl() error {
 	script.WriteString("#!/bin/sh\nexec env")
 	for _, word := range append([]string{
 		"AMBIPOD_RUN_DIR=" + filepath.Dir(n.VMRuntimeSocket()), "AMBIPOD_STATE_DIR=" + n.VMStateDir(),
+		"AMBIPOD_CRIPROXY_CONFIG=" + n.CRIProxyConfig(),
 	}, append(n.enter(), n.built("vmctl"))...) {
 		script.WriteString(" " + quote(word))
 	}
