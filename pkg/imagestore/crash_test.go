@@ -409,7 +409,7 @@ func TestForeignFilesStay(t *testing.T) {
 }
 
 func TestOptionsAreChecked(t *testing.T) {
-	for _, o := range []Options{{}, {Dir: "relative"}, {Dir: t.TempDir(), DefaultProtocol: "ftp"}} {
+	for _, o := range []Options{{}, {Dir: "relative"}, {Dir: t.TempDir(), DefaultProtocol: "ftp"}, {Dir: t.TempDir(), FileRoots: []string{"relative"}}} {
 		if s, err := Open(t.Context(), o); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("Open(%+v) = %v, %v; want an invalid argument", o, s, err)
 		}

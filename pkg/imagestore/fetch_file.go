@@ -90,12 +90,7 @@ func (p *filePlace) openBelow() (*os.File, error) {
 		if err != nil || relative == ".." || strings.HasPrefix(relative, "../") {
 			continue
 		}
-		root, err := os.OpenRoot(dir)
-		if err != nil {
-			return nil, fmt.Errorf("open image folder: %w", err)
-		}
-		file, err := root.OpenFile(relative, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not block us
-		err = join(err, root.Close())
+		file, err := openIn(dir, relative)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, classed(errdefs.ErrNotFound, "there is no file %s", p.path)
 		}
@@ -105,6 +100,15 @@ func (p *filePlace) openBelow() (*os.File, error) {
 		return file, nil
 	}
 	return nil, classed(errdefs.ErrPermissionDenied, "file %s is in none of the folders from which images may be taken", p.path)
+}
+
+func openIn(dir, relative string) (*os.File, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	file, err := root.OpenFile(relative, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not block us
+	return file, join(err, root.Close())
 }
 
 func (p *filePlace) close() {}

@@ -153,8 +153,8 @@ func TestFileURLs(t *testing.T) {
 	if err := syscall.Mkfifo(root+"/fifo", 0o600); err != nil {
 		t.Fatal(err)
 	}
-	writeTranslation(t, dir, fmt.Sprintf("translations: [{regexp: '^in/(.*)', url: 'file://%s/$1'}, {name: out, url: 'file://%s/disk.qcow2'}, {name: up, url: 'file://%s/../x'}]", root, outside, root))
-	s := openStore(t, func(o *Options) { o.TranslationDirs, o.FileRoots = []string{dir}, []string{root} })
+	writeTranslation(t, dir, fmt.Sprintf("translations: [{regexp: '^in/(.*)', url: 'file://%s/$1'}, {name: out, url: 'file://%s/disk.qcow2'}, {name: up, url: 'file://%s/../x'}, {name: lost, url: 'file://%s/lost/d'}]", root, outside, root, outside))
+	s := openStore(t, func(o *Options) { o.TranslationDirs, o.FileRoots = []string{dir}, []string{root, outside + "/lost"} })
 
 	for range 2 {
 		if image := pull(t, s, Prefix+"in/sub/disk.qcow2"); image.ID != sum(disk) {
@@ -172,6 +172,7 @@ func TestFileURLs(t *testing.T) {
 		"in/link":     {errdefs.IsPermissionDenied, "escapes"},
 		"in/relative": {errdefs.IsPermissionDenied, "escapes"},
 		"out":         {errdefs.IsPermissionDenied, "in none of the folders"},
+		"lost":        {errdefs.IsNotFound, "there is no file"},
 		"up":          {errdefs.IsPermissionDenied, "in none of the folders"},
 	} {
 		_, err := s.Pull(t.Context(), Prefix+name, Credentials{})

@@ -137,6 +137,11 @@ func (o Options) withDefaults() (Options, error) {
 	if o.DefaultProtocol != schemeHTTPS && o.DefaultProtocol != schemeHTTP {
 		return o, classed(errdefs.ErrInvalidArgument, "default protocol %q of the image store is neither http nor https", o.DefaultProtocol)
 	}
+	for _, root := range o.FileRoots {
+		if !filepath.IsAbs(root) {
+			return o, classed(errdefs.ErrInvalidArgument, "image file root %q is not an absolute path", root)
+		}
+	}
 	o.MaxDownload = cmp.Or(o.MaxDownload, defaultMaxDownload)
 	o.MaxSize = cmp.Or(o.MaxSize, defaultMaxSize)
 	o.MaxVirtualSize = cmp.Or(o.MaxVirtualSize, defaultMaxVirtualSize)

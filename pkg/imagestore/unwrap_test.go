@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/ambipod/ambipod/pkg/imagestore/imagetest"
@@ -54,6 +55,22 @@ func TestWrappedImages(t *testing.T) {
 			if left := files(t, s); len(left) != 2 {
 				t.Errorf("files %q", left)
 			}
+		})
+	}
+}
+
+// TestBadImageIsRefusedBeforeItsEnd has servers send the first half of an image only, and
+// then nothing: it is unpacked and looked at while it arrives.
+func TestBadImageIsRefusedBeforeItsEnd(t *testing.T) {
+	bad := noisy(imagetest.Raw("streamed", 1<<20))
+	copy(bad, "KDMV")
+	for name, sent := range map[string][]byte{"plain": bad, "gzip": gzipped(t, bad), "xz": xzed(t, bad), "zstd": zstded(t, bad)} {
+		t.Run(name, func(t *testing.T) {
+			h := serveHalting(t, sent)
+			s := openStore(t)
+			_, err := s.Pull(t.Context(), imageName(h.Server, "/d"), Credentials{})
+			checkRefusal(t, err, errdefs.IsInvalidArgument, "a VMDK image")
+			wantEmpty(t, s)
 		})
 	}
 }
