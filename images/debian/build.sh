@@ -100,7 +100,7 @@ make_disk() {
 	printf '%s\n' 'set root=(hd0,msdos1)' 'set prefix=(hd0,msdos1)/boot/grub' \
 		'configfile /boot/grub/grub.cfg' >"$work/early.cfg"
 	grub-mkimage -O i386-pc -d "$grub" -c "$work/early.cfg" -p '(hd0,msdos1)/boot/grub' -o "$work/core.img" \
-		biosdisk part_msdos ext2 linux normal configfile
+		biosdisk part_msdos ext2 linux16 normal configfile
 	dd if="$grub/boot.img" of="$raw" bs=440 count=1 conv=notrunc status=none
 	dd if="$work/core.img" of="$raw" bs=512 seek=1 conv=notrunc status=none
 	dd if="$part" of="$raw" bs=1M seek=1 conv=notrunc,sparse status=none

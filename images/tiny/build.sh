@@ -183,7 +183,7 @@ make_disk() {
 	printf '%s\n' 'set root=(hd0,msdos1)' 'set prefix=(hd0,msdos1)/boot/grub' \
 		'configfile /boot/grub/grub.cfg' >"$work/early.cfg"
 	grub-mkimage -O i386-pc -d "$grub" -c "$work/early.cfg" -p '(hd0,msdos1)/boot/grub' -o "$work/core.img" \
-		biosdisk part_msdos ext2 linux normal configfile
+		biosdisk part_msdos ext2 linux16 normal configfile
 	[ "$(stat -c %s "$work/core.img")" -le $((2047 * 512)) ] || die "GRUB's core does not fit before the partition"
 	dd if="$grub/boot.img" of="$raw" bs=440 count=1 conv=notrunc status=none
 	dd if="$work/core.img" of="$raw" bs=512 seek=1 conv=notrunc status=none
