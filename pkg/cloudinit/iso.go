@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 
 	"github.com/kdomanski/iso9660"
 )
@@ -65,14 +64,4 @@ func writeImage(path, label string, writer *iso9660.ImageWriter) error {
 		return err
 	}
 	return os.Rename(temp.Name(), path)
-}
-
-// Names lists the files in order.
-func (f Files) Names() []string {
-	names := make([]string, 0, len(f))
-	for name := range f {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
