@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -76,6 +77,10 @@ func (s *Server) Recover(ctx context.Context) error {
 // tidy brings to order what is not, and reports whether nothing is left to do. It
 // needs no lock; calls may go on beside it.
 func (s *Server) tidy(ctx context.Context) bool {
+	swept := false
+	var sweeping sync.WaitGroup
+	sweeping.Go(func() { swept = s.sweepNetworks(ctx) }) // beside all that may take libvirtd's time
+	defer sweeping.Wait()
 	var recovering errgroup.Group
 	recovering.SetLimit(recoverWorkers)
 	for _, id := range s.overdue.all() {
@@ -94,7 +99,8 @@ func (s *Server) tidy(ctx context.Context) bool {
 		s.Logger.ErrorContext(ctx, "orphaned domains are not swept", "err", err)
 		return false
 	}
-	return s.sweepNetworks(ctx) && len(s.overdue.all()) == 0
+	sweeping.Wait()
+	return swept && len(s.overdue.all()) == 0
 }
 
 // recoverOne recovers a sandbox or a container; one that has been removed meanwhile

@@ -28,8 +28,9 @@ type scriptedNetwork struct {
 	setup    func(ctx context.Context, pod network.Pod) error
 	teardown func(pod network.Pod) error
 
-	mu   sync.Mutex // guards torn
-	torn []string   // pods, by name
+	mu     sync.Mutex // guards what follows
+	torn   []string   // pods, by name
+	sweeps int        // that had the time for it
 }
 
 func (n *scriptedNetwork) Setup(ctx context.Context, pod network.Pod) (*network.Result, error) {
@@ -57,9 +58,18 @@ func (n *scriptedNetwork) tornDown() []string {
 	return slices.Clone(n.torn)
 }
 
-func (n *scriptedNetwork) Disconnect(string) error                      { return nil }
-func (n *scriptedNetwork) Status(ctx context.Context) error             { return ctx.Err() }
-func (n *scriptedNetwork) Sweep(context.Context, map[string]bool) error { return nil }
+func (n *scriptedNetwork) Disconnect(string) error          { return nil }
+func (n *scriptedNetwork) Status(ctx context.Context) error { return ctx.Err() }
+
+func (n *scriptedNetwork) Sweep(ctx context.Context, _ map[string]bool) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sweeps++
+	return nil
+}
 
 // noDomains is a libvirtd without VMs. One that hangs says nothing until its caller has
 // gone.
@@ -70,16 +80,27 @@ type noDomains struct {
 	looks int // how often it was asked what there is
 }
 
-func (d *noDomains) Owned(context.Context) ([]libvirttools.OwnedDomain, error) {
+func (d *noDomains) Owned(ctx context.Context) ([]libvirttools.OwnedDomain, error) {
 	d.looks++
-	return nil, nil
+	return nil, d.answer(ctx)
 }
 
-func (d *noDomains) Check(ctx context.Context) (libvirttools.Info, error) {
+func (d *noDomains) State(ctx context.Context, uuid string) (libvirttools.State, error) {
+	if err := d.answer(ctx); err != nil {
+		return libvirttools.State{}, err
+	}
+	return libvirttools.State{}, fmt.Errorf("domain %s: %w", uuid, errdefs.ErrNotFound)
+}
+
+func (d *noDomains) answer(ctx context.Context) error {
 	if d.hangs {
 		<-ctx.Done()
 	}
-	return libvirttools.Info{}, ctx.Err()
+	return ctx.Err()
+}
+
+func (d *noDomains) Check(ctx context.Context) (libvirttools.Info, error) {
+	return libvirttools.Info{}, d.answer(ctx)
 }
 
 // lifeServer can make and remove sandboxes.
@@ -189,6 +210,27 @@ func TestFailuresDoNotPutOffTidying(t *testing.T) {
 		<-ended
 		if domains.looks < seconds/int(tidyInterval/time.Second)-1 {
 			t.Errorf("%d s of failures: tidied %d times", seconds, domains.looks)
+		}
+	})
+}
+
+// TestNetworksAreSweptWithoutLibvirtd: addresses that nobody has are given back whether or
+// not libvirtd answers, of which sandboxes need nothing.
+func TestNetworksAreSweptWithoutLibvirtd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		networks := &scriptedNetwork{}
+		s := lifeServer(t, networks, &noDomains{hangs: true})
+		if err := s.Records.Containers.Create("vm", metadata.Container{ID: "vm", Defined: true}); err != nil {
+			t.Fatal(err)
+		}
+		s.overdue.enter("vm")
+		ctx, cancel := context.WithTimeout(t.Context(), tidyTimeout)
+		defer cancel()
+		if s.tidy(ctx) || !s.overdue.has("vm") {
+			t.Error("a VM counts as recovered of which nothing is known")
+		}
+		if networks.sweeps != 1 {
+			t.Errorf("networks were swept %d times, want once", networks.sweeps)
 		}
 	})
 }
