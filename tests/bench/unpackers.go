@@ -26,7 +26,7 @@ func measureUnpackers(ctx context.Context, e environment) (section, error) {
 		if err := writeSystemDisk(r.file("disk"), systemSize); err != nil {
 			return nil, err
 		}
-		return collect(ctx, r.unpack("gzip", "gzip -c", 5), r.unpack("xz", "xz -T0 -1 -c", 5), r.unpack("zstd", "zstd -q -c", 25))
+		return collect(ctx, r.unpack("gzip", "gzip -c", 5), r.unpack("xz", "xz -T0 -1 -c", 9), r.unpack("zstd", "zstd -q -c", 40))
 	})
 }
 
