@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -103,11 +104,7 @@ func TestPause(t *testing.T) {
 
 // As the first process of a namespace, pause reaps orphans and ends when told to.
 func TestPauseReaps(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "pause")
-	command := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./pause")
-	if out, err := command.CombinedOutput(); err != nil {
-		t.Fatalf("build pause: %v: %s", err, out)
-	}
+	program := buildPause(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	pause := exec.CommandContext(ctx, program)
@@ -135,9 +132,62 @@ func TestPauseReaps(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	reapsAndEnds(ctx, t, pause)
+}
+
+// pauseAfterChild, in the environment, is the program that TestBecomePause becomes.
+const pauseAfterChild = "AMBIPOD_PAUSE_AFTER_CHILD"
+
+// A child that ends before pause listens is reaped, too.
+func TestPauseReapsAtItsStart(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	program := buildPause(t)
+	pause := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestBecomePause$")
+	pause.Env = append(os.Environ(), pauseAfterChild+"="+program)
+	if err := pause.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for running := ""; running != program; {
+		var err error
+		if running, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", pause.Process.Pid)); err != nil || ctx.Err() != nil {
+			t.Fatalf("the process does not become pause: %v, %v", err, ctx.Err())
+		}
+	}
+	reapsAndEnds(ctx, t, pause)
+}
+
+// TestBecomePause makes its process pause, with a child that has ended already.
+func TestBecomePause(t *testing.T) {
+	program := os.Getenv(pauseAfterChild)
+	if program == "" {
+		return // TestPauseReapsAtItsStart runs it
+	}
+	child := exec.CommandContext(t.Context(), "true")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Waitid(unix.P_PID, child.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Fatal(syscall.Exec(program, []string{program}, os.Environ()))
+}
+
+func buildPause(t *testing.T) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), "pause")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./pause").CombinedOutput(); err != nil {
+		t.Fatalf("build pause: %v: %s", err, out)
+	}
+	return program
+}
+
+// reapsAndEnds waits until a running pause has no children, and has it end.
+func reapsAndEnds(ctx context.Context, t *testing.T, pause *exec.Cmd) {
+	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for adopted := children(t, pid); adopted != ""; adopted = children(t, pid) {
+	for adopted := children(t, pause.Process.Pid); adopted != ""; adopted = children(t, pause.Process.Pid) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -15,6 +15,7 @@ func main() {
 	signal.Notify(end, unix.SIGINT, unix.SIGTERM)
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
+	reap() // nobody is told of those that ended before
 	for {
 		select {
 		case <-end:
