@@ -37,7 +37,10 @@ func TestQuickstart(t *testing.T) {
 	if err := os.WriteFile(file, []byte(script.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(deadline(t), "nsenter", "--net="+shared.Node().Namespace(), "bash", "-euxo", "pipefail", file)
+	// A shell that fails must not leave what it runs in the background, which would keep
+	// its output open.
+	cmd := exec.CommandContext(deadline(t), "nsenter", "--net="+shared.Node().Namespace(),
+		"bash", "-euxo", "pipefail", "-c", `trap 'kill $(jobs -p) || :' EXIT; . "$0"`, file)
 	cmd.Dir = dir
 	cmd.Env = s.shellEnv(t, dir)
 	cmd.Stdin = strings.NewReader("echo logged in to $(hostname)\nexit\n")
